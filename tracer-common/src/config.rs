@@ -1,0 +1,16 @@
+//! Settings that user space writes into the eBPF program's read-only data before it is loaded.
+
+/// What the kernel side is told once, before loading. Plain integers, so that the bytes are the contract.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Allocations smaller than this many bytes send no event.
+    pub min_size_bytes: u64,
+    /// Allocations larger than this many bytes send no event.
+    pub max_size_bytes: u64,
+}
+
+impl Config {
+    /// Every size is traced.
+    pub const ALL_SIZES: Self = Self { min_size_bytes: 0, max_size_bytes: u64::MAX };
+}

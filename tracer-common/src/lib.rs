@@ -1,0 +1,18 @@
+//! What the kernel side and the user side of memtrace agree on, and the pure arithmetic that both run.
+//!
+//! Nothing here does I/O. The eBPF program and the collector share the records ([`event`]), the probe
+//! table and its attach cookies ([`probe`]), the counters of everything that can be lost ([`counter`])
+//! and the stack walk ([`native`]), which is generic over [`memory::ReadMemory`] so that the code that
+//! runs in the kernel is the code under unit test.
+#![no_std]
+#![warn(rustdoc::all)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod config;
+pub mod counter;
+pub mod event;
+pub mod memory;
+pub mod native;
+pub mod probe;

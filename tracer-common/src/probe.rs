@@ -1,0 +1,283 @@
+//! The functions that memtrace probes, and the attach cookie that tells the kernel side how to read a call.
+
+/// Where a size argument is, and what the call does with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Returns a new block.
+    Allocate {
+        /// Argument that holds the size in bytes.
+        size: u8,
+        /// Argument that it is multiplied with (`calloc`).
+        count: Option<u8>,
+        /// Where the address comes out.
+        result: ResultIn,
+    },
+    /// Gives back the block in argument 0.
+    Release,
+    /// Gives back the block in argument 0 for another of a new size, or fails and leaves it.
+    Resize {
+        /// Argument that holds the new size in bytes.
+        size: u8,
+        /// Argument that it is multiplied with (`reallocarray`).
+        count: Option<u8>,
+    },
+    /// `mmap`: a mapping of argument 1 bytes; only anonymous ones count.
+    Map,
+    /// `munmap`: argument 1 bytes at argument 0.
+    Unmap,
+    /// `mremap`: argument 1 bytes at argument 0 become argument 2 bytes.
+    Remap,
+}
+
+/// Where an allocating function puts the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResultIn {
+    /// The return value; null is failure.
+    ReturnValue,
+    /// The pointer that argument 0 points to; a return value other than 0 is failure (`posix_memalign`).
+    OutPointer,
+}
+
+/// Which allocator the program asked.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Domain {
+    /// The C library's heap, or what stands in for it.
+    Malloc,
+    /// Anonymous mappings made by the program itself.
+    Mmap,
+    /// `PyMem_Raw*`
+    PyRaw,
+    /// `PyMem_*`
+    PyMem,
+    /// `PyObject_*`
+    PyObject,
+}
+
+impl Domain {
+    /// Every domain.
+    pub const ALL: [Self; 5] = [Self::Malloc, Self::Mmap, Self::PyRaw, Self::PyMem, Self::PyObject];
+
+    /// The name on the command line and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malloc => "malloc",
+            Self::Mmap => "mmap",
+            Self::PyRaw => "py-raw",
+            Self::PyMem => "py-mem",
+            Self::PyObject => "py-object",
+        }
+    }
+}
+
+const fn plain(size: u8) -> Action {
+    Action::Allocate { size, count: None, result: ResultIn::ReturnValue }
+}
+
+const fn product(count: u8, size: u8) -> Action {
+    Action::Allocate { size, count: Some(count), result: ResultIn::ReturnValue }
+}
+
+macro_rules! functions {
+    ($($name:ident $symbol:literal $domain:ident $action:expr;)+) => {
+        /// A probed function. The number is part of the wire and recording formats: append only.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Function {
+            /// No function: the first number is kept free.
+            None = 0,
+            $(#[doc = concat!("`", $symbol, "`")] $name,)+
+        }
+
+        impl Function {
+            /// Every probed function, in the order of the numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The symbol's name.
+            pub const fn symbol(self) -> &'static str {
+                match self { Self::None => "", $(Self::$name => $symbol,)+ }
+            }
+
+            /// The domain that a caller of this function asks.
+            pub const fn domain(self) -> Domain {
+                match self { Self::None => Domain::Malloc, $(Self::$name => Domain::$domain,)+ }
+            }
+
+            /// What the call does, and where its arguments are.
+            pub const fn action(self) -> Action {
+                match self { Self::None => Action::Release, $(Self::$name => $action,)+ }
+            }
+        }
+    };
+}
+
+functions! {
+    Malloc "malloc" Malloc plain(0);
+    Calloc "calloc" Malloc product(0, 1);
+    Realloc "realloc" Malloc Action::Resize { size: 1, count: None };
+    Reallocarray "reallocarray" Malloc Action::Resize { size: 2, count: Some(1) };
+    Free "free" Malloc Action::Release;
+    PosixMemalign "posix_memalign" Malloc Action::Allocate { size: 2, count: None, result: ResultIn::OutPointer };
+    AlignedAlloc "aligned_alloc" Malloc plain(1);
+    Memalign "memalign" Malloc plain(1);
+    Valloc "valloc" Malloc plain(0);
+    Pvalloc "pvalloc" Malloc plain(0);
+    Mmap "mmap" Mmap Action::Map;
+    Munmap "munmap" Mmap Action::Unmap;
+    Mremap "mremap" Mmap Action::Remap;
+    PyMemRawMalloc "PyMem_RawMalloc" PyRaw plain(0);
+    PyMemRawCalloc "PyMem_RawCalloc" PyRaw product(0, 1);
+    PyMemRawRealloc "PyMem_RawRealloc" PyRaw Action::Resize { size: 1, count: None };
+    PyMemRawFree "PyMem_RawFree" PyRaw Action::Release;
+    PyMemMalloc "PyMem_Malloc" PyMem plain(0);
+    PyMemCalloc "PyMem_Calloc" PyMem product(0, 1);
+    PyMemRealloc "PyMem_Realloc" PyMem Action::Resize { size: 1, count: None };
+    PyMemFree "PyMem_Free" PyMem Action::Release;
+    PyObjectMalloc "PyObject_Malloc" PyObject plain(0);
+    PyObjectCalloc "PyObject_Calloc" PyObject product(0, 1);
+    PyObjectRealloc "PyObject_Realloc" PyObject Action::Resize { size: 1, count: None };
+    PyObjectFree "PyObject_Free" PyObject Action::Release;
+}
+
+impl Function {
+    /// The function with this number, if there is one.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
+    }
+
+    /// Whether leaving the function must be seen: to learn its result, or to know until when the
+    /// traced functions that it calls belong to it. The C library's `free` calls none that counts:
+    /// the memory it unmaps was mapped inside an allocating call.
+    pub const fn needs_return_probe(self) -> bool {
+        !matches!(self, Self::Free)
+    }
+}
+
+const NO_ARGUMENT: u64 = 15;
+
+/// How the kernel side reads one probe site: the 64 bits that the kernel hands back at each hit.
+///
+/// | bits | meaning |
+/// |---|---|
+/// | 0-7 | [`Function`] as a number |
+/// | 8-23 | index of the target |
+/// | 24-27 | argument with the size; 15 = none |
+/// | 28-31 | argument to multiply with; 15 = none |
+/// | 32 | the address comes out through argument 0 |
+/// | 33 | failure is `MAP_FAILED`, not null; only anonymous mappings count |
+/// | 34 | argument 1 is the length of the old memory |
+/// | 35 | the address of the old memory is argument 0 |
+/// | 36 | a return probe ends the call |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cookie(pub u64);
+
+impl Cookie {
+    /// The cookie of `function` in the target with index `target`.
+    pub const fn new(function: Function, target: u16) -> Self {
+        let (size, count, flags) = match function.action() {
+            Action::Allocate { size, count, result } => {
+                (size as u64, count, match result { ResultIn::OutPointer => 1, ResultIn::ReturnValue => 0 })
+            }
+            Action::Release => (NO_ARGUMENT, None, 0b1000),
+            Action::Resize { size, count } => (size as u64, count, 0b1000),
+            Action::Map => (1, None, 0b0010),
+            Action::Unmap => (NO_ARGUMENT, None, 0b1110),
+            Action::Remap => (2, None, 0b1110),
+        };
+        let count = match count { Some(count) => count as u64, None => NO_ARGUMENT };
+        let ends = function.needs_return_probe() as u64;
+        Self(function as u64 | (target as u64) << 8 | size << 24 | count << 28 | flags << 32 | ends << 36)
+    }
+
+    /// The function's number.
+    pub const fn function(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// Index of the target.
+    pub const fn target(self) -> u16 {
+        (self.0 >> 8) as u16
+    }
+
+    /// The argument that holds the size.
+    pub const fn size_argument(self) -> Option<u8> {
+        argument(self.0 >> 24)
+    }
+
+    /// The argument to multiply the size with.
+    pub const fn count_argument(self) -> Option<u8> {
+        argument(self.0 >> 28)
+    }
+
+    /// Whether the address comes out through argument 0.
+    pub const fn out_pointer(self) -> bool {
+        self.0 >> 32 & 1 != 0
+    }
+
+    /// Whether this is a mapping function: failure is `MAP_FAILED`.
+    pub const fn is_mapping(self) -> bool {
+        self.0 >> 33 & 1 != 0
+    }
+
+    /// Whether argument 1 is the length of the old memory.
+    pub const fn has_old_length(self) -> bool {
+        self.0 >> 34 & 1 != 0
+    }
+
+    /// Whether argument 0 is the old memory.
+    pub const fn has_old(self) -> bool {
+        self.0 >> 35 & 1 != 0
+    }
+
+    /// Whether a return probe ends the call.
+    pub const fn has_return_probe(self) -> bool {
+        self.0 >> 36 & 1 != 0
+    }
+}
+
+const fn argument(shifted: u64) -> Option<u8> {
+    match shifted & 15 {
+        NO_ARGUMENT => None,
+        number => Some(number as u8),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_stable_and_round_trip() {
+        for (index, function) in Function::ALL.iter().enumerate() {
+            assert_eq!(*function as usize, index + 1);
+            assert_eq!(Function::from_number(*function as u8), Some(*function));
+        }
+        assert_eq!(Function::from_number(0), None);
+        assert_eq!(Function::from_number(200), None);
+    }
+
+    #[test]
+    fn a_cookie_says_what_the_table_says() {
+        for function in Function::ALL {
+            let cookie = Cookie::new(*function, 513);
+            assert_eq!(cookie.function(), *function as u8);
+            assert_eq!(cookie.target(), 513);
+            let (size, count) = match function.action() {
+                Action::Allocate { size, count, .. } | Action::Resize { size, count } => (Some(size), count),
+                Action::Map => (Some(1), None),
+                Action::Remap => (Some(2), None),
+                Action::Release | Action::Unmap => (None, None),
+            };
+            assert_eq!((cookie.size_argument(), cookie.count_argument()), (size, count), "{function:?}");
+            let old = matches!(
+                function.action(),
+                Action::Release | Action::Resize { .. } | Action::Unmap | Action::Remap
+            );
+            assert_eq!(cookie.has_old(), old);
+            assert_eq!(cookie.is_mapping(), function.domain() == Domain::Mmap);
+            assert_eq!(cookie.has_old_length(), matches!(function.action(), Action::Unmap | Action::Remap));
+            assert_eq!(cookie.out_pointer(), *function == Function::PosixMemalign);
+            assert_eq!(cookie.has_return_probe(), *function != Function::Free);
+        }
+    }
+}

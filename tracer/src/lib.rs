@@ -1,0 +1,2 @@
+//! memtrace.
+pub mod model;

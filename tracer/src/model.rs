@@ -1,0 +1,280 @@
+//! The values that travel between the stages, and the report: the JSON schema `memtrace.report.v1`.
+
+use serde::{Deserialize, Serialize};
+use tracer_common::event::{
+    AllocateRecord, Header, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
+};
+
+/// What happened in the target, in the order in which it happened. Live tracing and a recording give the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A block was handed out.
+    Allocate(AllocateRecord),
+    /// A block is about to be given back.
+    Release(ReleaseRecord),
+    /// A realloc, mremap or munmap began.
+    ReplaceBegin(ReplaceBeginRecord),
+    /// It ended.
+    ReplaceEnd(ReplaceEndRecord),
+    /// A stack that later events name by its id.
+    Stack(RawStack),
+    /// The target called `exec`.
+    Exec(Header),
+}
+
+/// Return addresses as taken in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawStack {
+    /// When, and by whom it was first seen.
+    pub header: Header,
+    /// The id that allocations carry.
+    pub id: u64,
+    /// How the walk ended.
+    pub end: WalkEnd,
+    /// Absolute return addresses, innermost first.
+    pub return_addrs: Box<[u64]>,
+}
+
+/// A file that the target has mapped, identified while it is mapped. Its number is its place in the list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Path as the target sees it.
+    pub path: String,
+    /// GNU build id in lower-case hexadecimal, where the file has one.
+    pub build_id: Option<String>,
+}
+
+/// Where a file's bytes lie in the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// First address.
+    pub start_addr: u64,
+    /// First address behind it.
+    pub end_addr: u64,
+    /// Offset in the file of the byte at `start_addr`.
+    pub file_offset: u64,
+    /// Number of the [`Module`].
+    pub module: u32,
+}
+
+/// A code address made independent of where the file was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum CodeAddr {
+    /// In a mapped file: number of the [`Module`] and offset in the file, of the *return address*.
+    InFile {
+        /// Number of the [`Module`].
+        module: u32,
+        /// Offset in the file of the return address.
+        offset: u64,
+    },
+    /// In no mapped file (JIT code, vdso, or gone when it was looked for).
+    Unmapped {
+        /// The absolute address.
+        addr: u64,
+    },
+}
+
+/// A stack with its addresses normalised, innermost first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NormalizedStack {
+    /// The frames.
+    pub frames: Box<[CodeAddr]>,
+    /// How the walk ended.
+    pub end: WalkEnd,
+}
+
+/// The JSON report, schema `memtrace.report.v1`. Every format is rendered from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Always `memtrace.report.v1`.
+    pub schema: String,
+    /// Version of memtrace that made the trace.
+    pub memtrace_version: String,
+    /// The traced processes.
+    pub targets: Vec<Target>,
+    /// `exact` or `sampled`.
+    pub mode: Mode,
+    /// Details of sampling; `None` when exact.
+    pub sampling: Option<serde_json::Value>,
+    /// Wall clock at the start of tracing, milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// Time traced, milliseconds.
+    pub duration_ms: u64,
+    /// Sums over all rows.
+    pub totals: Totals,
+    /// Share of the calls that the probes see, by domain.
+    pub coverage: std::collections::BTreeMap<String, Coverage>,
+    /// What was lost.
+    pub loss: Loss,
+    /// What a reader should know about this run, one sentence each: a thread id that was resolved, a
+    /// recording that was cut short, a domain that could not be probed.
+    pub notes: Vec<String>,
+    /// One row per distinct stack and domain, most outstanding bytes first.
+    pub stacks: Vec<StackRow>,
+}
+
+/// A traced process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Process id.
+    pub pid: u32,
+    /// Command line.
+    pub command: Vec<String>,
+    /// Path of the executable, as the target sees it.
+    pub exe: Option<String>,
+    /// C library: `glibc 2.36`, `musl 1.2.5`, `static`, or `None`.
+    pub libc: Option<String>,
+    /// Allocators found and probed: `glibc`, `musl`.
+    pub allocators: Vec<String>,
+    /// The language runtime, where there is one.
+    pub runtime: Option<Runtime>,
+}
+
+/// A language runtime in the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    /// `cpython`
+    pub kind: String,
+    /// `3.11.2`, or as much of it as is known.
+    pub version: Option<String>,
+    /// Whether the symbol table was stripped.
+    pub stripped: bool,
+    /// Whether it is a free-threaded build; `None` where not known.
+    pub free_threaded: Option<bool>,
+}
+
+/// Whether every call was traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Every call.
+    Exact,
+    /// A sample; figures are scaled estimates.
+    Sampled,
+}
+
+/// Sums over all rows of a report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Allocations traced.
+    pub alloc_count: u64,
+    /// Their bytes.
+    pub alloc_bytes: u64,
+    /// Frees of those allocations.
+    pub free_count: u64,
+    /// Their bytes.
+    pub free_bytes: u64,
+    /// Allocated and not freed while tracing.
+    pub outstanding_count: u64,
+    /// Their bytes.
+    pub outstanding_bytes: u64,
+    /// Frees of blocks whose allocation was not traced (made before the trace, or filtered out).
+    pub unmatched_free_count: u64,
+}
+
+/// How much of a domain's calls the probes see.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// Share of allocating calls, 0 to 1; `None` where it is not known.
+    pub alloc_share: Option<f64>,
+    /// Share of freeing calls, 0 to 1; `None` where it is not known.
+    pub free_share: Option<f64>,
+    /// `functions`: by probes on the exported functions; `inlined`: they are inlined in this binary.
+    pub how: String,
+}
+
+/// What was lost on the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Nothing below is above zero.
+    pub complete: bool,
+    /// Events that never reached the ledger.
+    pub events_lost: u64,
+    /// Allocations counted under no stack.
+    pub stacks_lost: u64,
+    /// Distinct stacks that end before the outermost frame.
+    pub stacks_truncated: u64,
+    /// Probe hits that the kernel skipped.
+    pub probes_missed: u64,
+    /// Every counter above zero by its own name.
+    pub detail: std::collections::BTreeMap<String, u64>,
+}
+
+/// One distinct stack of one domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackRow {
+    /// Process id.
+    pub pid: u32,
+    /// `malloc`, `mmap`, `py-raw`, `py-mem` or `py-object`.
+    pub domain: String,
+    /// Allocated here and not freed while tracing.
+    pub outstanding_count: u64,
+    /// Their bytes.
+    pub outstanding_bytes: u64,
+    /// Allocations made here.
+    pub alloc_count: u64,
+    /// Their bytes.
+    pub alloc_bytes: u64,
+    /// Of these, freed.
+    pub free_count: u64,
+    /// Their bytes.
+    pub free_bytes: u64,
+    /// What bytes mean.
+    pub bytes_are: BytesAre,
+    /// Age of the oldest outstanding block when the report was made.
+    pub oldest_age_ms: Option<u64>,
+    /// Age of the newest outstanding block.
+    pub newest_age_ms: Option<u64>,
+    /// Python types of the outstanding blocks, where known.
+    pub python_types: Option<Vec<serde_json::Value>>,
+    /// `growing`, `bounded`, `one-off`, `unreachable` or `unknown`.
+    pub verdict: String,
+    /// Why the stack ends before the outermost frame, where it does.
+    pub truncated: Option<String>,
+    /// `frames[0]` is the caller of the allocation function; the last is the outermost.
+    /// Empty when the stack was lost.
+    pub frames: Vec<Frame>,
+}
+
+/// Meaning of a row's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BytesAre {
+    /// As asked for by the program.
+    Requested,
+    /// As given by the allocator.
+    Held,
+}
+
+/// A frame with its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// Where the code runs.
+    pub kind: FrameKind,
+    /// Demangled name; `None` where there is no symbol.
+    pub function: Option<String>,
+    /// Source file, where the debug information names it.
+    pub file: Option<String>,
+    /// Line in it.
+    pub line: Option<u32>,
+    /// Path of the mapped file.
+    pub module: Option<String>,
+    /// Absolute address as `0x…`.
+    pub address: Option<String>,
+    /// Offset in the module's file.
+    pub offset: Option<u64>,
+    /// Whether the compiler inlined this function into the next frame.
+    pub inlined: bool,
+}
+
+/// Kind of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FrameKind {
+    /// A Python function.
+    Python,
+    /// Machine code.
+    Native,
+    /// The kernel.
+    Kernel,
+}
