@@ -92,12 +92,12 @@ pub struct ReplaceEndRecord {
     pub size_bytes: u64,
     /// Id of the stack, or [`NO_STACK`].
     pub stack: u64,
-    /// 1 when the old memory is gone, 0 when the call failed and it stays.
-    pub old_released: u64,
+    /// The old address when that memory is gone, 0 when there was none or the call failed and it stays.
+    pub released_addr: u64,
 }
 
 /// How a walk ended; the discriminants are the wire format.
-#[repr(u32)]
+#[repr(u16)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WalkEnd {
     /// The outermost frame was reached.
@@ -115,7 +115,7 @@ pub enum WalkEnd {
 
 impl WalkEnd {
     /// The end named by a number on the wire.
-    pub const fn from_number(number: u32) -> Option<Self> {
+    pub const fn from_number(number: u16) -> Option<Self> {
         Some(match number {
             0 => Self::Complete,
             1 => Self::TooDeep,
@@ -134,7 +134,9 @@ pub struct Stack {
     /// Number of frames.
     pub count: u32,
     /// A [`WalkEnd`].
-    pub end: u32,
+    pub end: u16,
+    /// Index of the target: the same addresses mean something else in another process.
+    pub target: u16,
     /// Absolute return addresses; `frames[0]` is the return address into the allocator's caller.
     pub frames: [u64; MAX_FRAMES],
 }
@@ -264,13 +266,13 @@ impl<'a> Record<'a> {
                 addr: cursor.word()?,
                 size_bytes: cursor.word()?,
                 stack: cursor.word()?,
-                old_released: cursor.word()?,
+                released_addr: cursor.word()?,
             }),
             kind if kind == Kind::Stack as u8 => {
                 let id = cursor.word()?;
                 let shape = cursor.word()?;
                 let count = shape as u32 as usize;
-                let end = WalkEnd::from_number((shape >> 32) as u32).ok_or(DecodeError::BadStack)?;
+                let end = WalkEnd::from_number((shape >> 32) as u16).ok_or(DecodeError::BadStack)?;
                 if count > MAX_FRAMES || id == NO_STACK {
                     return Err(DecodeError::BadStack);
                 }
@@ -343,13 +345,13 @@ mod tests {
             }))
         );
         assert_eq!(
-            Record::decode(&words(&[first_word(Kind::ReplaceEnd), 5, 6, 7, 8, 1])),
+            Record::decode(&words(&[first_word(Kind::ReplaceEnd), 5, 6, 7, 8, 9])),
             Ok(Record::ReplaceEnd(ReplaceEndRecord {
                 header: header(Kind::ReplaceEnd),
                 addr: 6,
                 size_bytes: 7,
                 stack: 8,
-                old_released: 1
+                released_addr: 9
             }))
         );
         let stack = words(&[first_word(Kind::Stack), 5, 6, 2 | 1 << 32, 0x10, 0x20]);

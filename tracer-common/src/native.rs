@@ -92,7 +92,7 @@ const FRAME_POINTER_REACH: u64 = 1 << 20;
 #[inline(always)]
 pub fn walk(memory: &impl ReadMemory, sites: &impl CallSites, at_entry: Registers, stack: &mut Stack) {
     stack.count = 0;
-    stack.end = WalkEnd::Unreadable as u32;
+    stack.end = WalkEnd::Unreadable as u16;
     let mut registers = at_entry;
     let Some(mut return_addr) = memory.read_word(registers.sp) else { return };
     registers.sp = registers.sp.wrapping_add(8);
@@ -147,7 +147,7 @@ pub fn walk(memory: &impl ReadMemory, sites: &impl CallSites, at_entry: Register
         site = next_site;
     }
     stack.count = count as u32;
-    stack.end = end as u32;
+    stack.end = end as u16;
 }
 
 #[cfg(test)]
@@ -178,7 +178,7 @@ mod tests {
 
     fn walked(words: Vec<u64>, rows: &[(u64, CallSite)], bp: u64) -> (Vec<u64>, WalkEnd) {
         let memory = Words { start: 0x1000, words };
-        let mut stack = Stack { count: 9, end: 9, frames: [0; MAX_FRAMES] };
+        let mut stack = Stack { count: 9, end: 9, target: 0, frames: [0; MAX_FRAMES] };
         let rows = Rows(rows.iter().copied().collect());
         walk(&memory, &rows, Registers { sp: 0x1000, bp }, &mut stack);
         (stack.frames[..stack.count as usize].to_vec(), WalkEnd::from_number(stack.end).unwrap())

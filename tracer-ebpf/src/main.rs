@@ -1,1 +1,23 @@
-fn main(){}
+//! The eBPF side of memtrace. User space loads it and attaches its programs; see `probes`.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "see counters")]
+
+mod counters;
+mod emit;
+mod maps;
+mod probes;
+mod stack;
+mod thread;
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program in which a panic could be reached.
+    loop {}
+}
+
+/// GPL-compatible, since the stack is read by GPL-only helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

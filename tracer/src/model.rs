@@ -36,7 +36,7 @@ pub struct RawStack {
 }
 
 /// A file that the target has mapped, identified while it is mapped. Its number is its place in the list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Module {
     /// Path as the target sees it.
     pub path: String,
@@ -77,7 +77,9 @@ pub enum CodeAddr {
 /// A stack with its addresses normalised, innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NormalizedStack {
-    /// The frames.
+    /// Absolute return addresses.
+    pub return_addrs: Box<[u64]>,
+    /// The same, normalised.
     pub frames: Box<[CodeAddr]>,
     /// How the walk ended.
     pub end: WalkEnd,
@@ -186,7 +188,7 @@ pub struct Coverage {
 /// What was lost on the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
-    /// Nothing below is above zero.
+    /// No event, stack or probe hit was lost; stacks that end early do not count.
     pub complete: bool,
     /// Events that never reached the ledger.
     pub events_lost: u64,

@@ -1,1 +1,59 @@
-fn main(){}
+//! Tasks of the memtrace workspace, run as `cargo xtask <command>`: one file a command.
+//!
+//! What a command does and runs goes to standard error; standard output carries results only (the report
+//! of the demo, the closing line of the tests). The exit code is 0, 1 when the task failed, 2 for wrong usage.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bless;
+mod cargo;
+mod check;
+mod demo;
+mod ebpf;
+mod process;
+mod setup;
+mod test;
+mod workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of the memtrace workspace", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need: Debian packages and bpf-linker
+    Setup(setup::Args),
+    /// Build the eBPF object from source and put it into tracer-ebpf/object
+    Ebpf(ebpf::Args),
+    /// Format, lints, documentation, layers, machine paths, goldens: all that needs no privilege
+    Check(check::Args),
+    /// Run every test: check, unit, command line, and live (root)
+    Test(test::Args),
+    /// Trace a leaking server for five seconds; leaves report and flame graph in demo/
+    Demo,
+    /// Rewrite the golden files from what the code makes now
+    Bless,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup(args) => setup::run(args),
+        Command::Ebpf(args) => ebpf::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Test(args) => test::run(args),
+        Command::Demo => demo::run(),
+        Command::Bless => bless::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests of the command line without privilege: what a plain user sees.
+
+mod answers;
+mod usage;

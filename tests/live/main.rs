@@ -1,0 +1,16 @@
+//! Live tests: the memtrace binary against targets with a known plan, on the kernel that runs here.
+//!
+//! They need root. One session of memtrace runs at a time, and detaching takes the kernel seconds, so a
+//! session checks much at once.
+
+mod allocation;
+mod doctor;
+mod edge;
+mod elsewhere;
+mod exits;
+mod options;
+mod python;
+mod recording;
+mod refused;
+mod safety;
+mod threads;

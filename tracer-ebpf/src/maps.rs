@@ -1,0 +1,61 @@
+//! Every map: who writes it, its size, and what happens when it is full.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
+use tracer_common::config::Config;
+use tracer_common::counter::Counter;
+use tracer_common::event::Stack;
+use tracer_common::native::CallSite;
+
+use crate::thread::ThreadState;
+
+/// Settings, written by user space before loading.
+#[unsafe(no_mangle)]
+static CONFIG: Config = Config::ALL_SIZES;
+
+/// The settings as user space wrote them.
+#[inline(always)]
+pub fn config() -> Config {
+    // SAFETY: CONFIG is initialised read-only data. Volatile, since the loader replaces its bytes after
+    // the compiler has seen them.
+    unsafe { core::ptr::read_volatile(&raw const CONFIG) }
+}
+
+/// Records to user space, written by every program. User space sets the size before loading. When it is
+/// full the record is dropped and counted by kind.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(16 * 1024 * 1024, 0);
+
+/// What each thread of the targets is in the middle of, by thread id. A thread's own programs write its
+/// entry; `thread_exit` removes it. When it is full the call is not traced, and counted.
+#[map]
+pub static THREADS: HashMap<u32, ThreadState> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// One zeroed [`ThreadState`]: the source of new entries, too large for the program's stack. Never written.
+#[map]
+pub static IDLE_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0);
+
+/// Distinct stacks by id, written when a stack is first seen. Never evicted: when it is full the
+/// allocation is sent without a stack, and counted.
+#[map]
+pub static STACKS: HashMap<u64, Stack> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Unwind rows by target and return address (see [`site_key`]), written by user space, which also sets
+/// the size. An address that is missing ends a walk or is crossed by its frame pointer.
+#[map]
+pub static CALL_SITES: HashMap<u64, CallSite> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+
+/// Process ids of the targets, written by user space; the value is the target's index.
+#[map]
+pub static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
+
+/// One cell per [`Counter`], added to atomically.
+#[map]
+pub static COUNTERS: Array<u64> = Array::with_max_entries(Counter::ALL.len() as u32, 0);
+
+/// Key in [`CALL_SITES`]: user addresses leave the upper 16 bits free for the target's index.
+#[inline(always)]
+pub const fn site_key(target: u16, return_addr: u64) -> u64 {
+    return_addr & ((1 << 48) - 1) | (target as u64) << 48
+}

@@ -1,0 +1,71 @@
+//! The programs. Which function a probe sits on, and where its arguments are, is in the attach cookie.
+
+mod allocate;
+mod process;
+mod release;
+mod replace;
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_get_attach_cookie;
+use aya_ebpf::programs::ProbeContext;
+use tracer_common::probe::Cookie;
+
+use crate::maps::config;
+
+/// The cookie that user space attached this probe with.
+#[inline(always)]
+fn cookie<C: EbpfContext>(context: &C) -> Cookie {
+    // SAFETY: the context is the one that the kernel passed.
+    Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) })
+}
+
+/// Integer argument `number` of the probed function; 0 to 3.
+#[inline(always)]
+fn argument(context: &ProbeContext, number: u8) -> u64 {
+    let regs = context.regs;
+    // SAFETY: the context is the one that the kernel passed. It can be read at constant offsets only;
+    // volatile reads keep the compiler from choosing the address instead of the value.
+    let (rdi, rsi, rdx, rcx) = unsafe {
+        (
+            read_volatile(&raw const (*regs).rdi),
+            read_volatile(&raw const (*regs).rsi),
+            read_volatile(&raw const (*regs).rdx),
+            read_volatile(&raw const (*regs).rcx),
+        )
+    };
+    match number {
+        0 => rdi,
+        1 => rsi,
+        2 => rdx,
+        _ => rcx,
+    }
+}
+
+/// Bytes that the call asks for. A product that overflows is larger than any allocator gives.
+#[inline(always)]
+fn size_bytes(context: &ProbeContext, cookie: Cookie) -> u64 {
+    let Some(size) = cookie.size_argument() else { return 0 };
+    let size = argument(context, size);
+    match cookie.count_argument() {
+        Some(count) => {
+            let count = argument(context, count);
+            // eBPF has no multiplication with overflow. Factors whose bits add up to more than 64 make
+            // at least 2^63 bytes.
+            if (size | count) >> 32 != 0 && size.leading_zeros() + count.leading_zeros() < 64 {
+                u64::MAX
+            } else {
+                size.wrapping_mul(count)
+            }
+        }
+        None => size,
+    }
+}
+
+/// Whether blocks of this size are wanted.
+#[inline(always)]
+fn size_is_wanted(size_bytes: u64) -> bool {
+    let config = config();
+    size_bytes >= config.min_size_bytes && size_bytes <= config.max_size_bytes
+}

@@ -1,0 +1,35 @@
+//! Life of the targets: a thread that ends, an `exec`.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::debug;
+use tracer_common::counter::Counter;
+use tracer_common::event::{Header, Kind};
+use tracer_common::probe::{Cookie, Function};
+
+use crate::emit::{emit, header};
+use crate::maps::TARGETS;
+use crate::thread;
+
+/// Forgets the thread.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn thread_exit(_context: RawTracePointContext) -> i32 {
+    thread::forget_current();
+    0
+}
+
+/// Tells user space that a target's memory was replaced.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(context: RawTracePointContext) -> i32 {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: targets are written before programs are attached.
+    let Some(target) = (unsafe { TARGETS.get(tgid) }) else { return 0 };
+    thread::forget_current();
+    debug!(&context, "process {} called exec", tgid);
+    let _ = context.as_ptr();
+    let header: Header = header(Kind::Exec, Cookie::new(Function::None, *target as u16));
+    emit(header, Counter::ReplaceLost);
+    0
+}

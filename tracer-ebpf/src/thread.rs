@@ -1,0 +1,141 @@
+//! What a thread is in the middle of: calls made inside a traced call belong to it and count once.
+
+use core::ptr::write_volatile;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::pt_regs;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
+use aya_log_ebpf::debug;
+use tracer_common::counter::Counter;
+use tracer_common::event::{NO_STACK, StackRecord};
+use tracer_common::native::Registers;
+use tracer_common::probe::Cookie;
+
+use crate::counters::count;
+use crate::maps::{IDLE_THREAD, THREADS};
+
+/// The outermost traced call that a thread is in, from its entry to its return.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ThreadState {
+    /// Stack pointer at entry, where the return address lies; 0 when the thread is in no traced call.
+    pub entry_sp: u64,
+    /// The return address found there.
+    pub caller: u64,
+    /// The function's number.
+    pub function: u64,
+    /// Bytes asked for.
+    pub size_bytes: u64,
+    /// Address of the memory that the call gives back; 0 where there is none.
+    pub old_addr: u64,
+    /// Where the address of the new block comes out; 0 = the return value.
+    pub out_pointer: u64,
+    /// Id of the stack.
+    pub stack_id: u64,
+    /// The stack being taken. Not in per-CPU memory: these programs can be preempted by one another.
+    pub stack: StackRecord,
+}
+
+/// The stack and frame pointer of a probed thread.
+#[inline(always)]
+pub fn registers(regs: *const pt_regs) -> Registers {
+    // SAFETY: `regs` is the context that the kernel passed; fields are read one by one, as it allows.
+    unsafe { Registers { sp: (*regs).rsp, bp: (*regs).rbp } }
+}
+
+fn current_tid() -> u32 {
+    bpf_get_current_pid_tgid() as u32
+}
+
+/// Whether the call that was just entered at `sp` is made inside the one in `state`.
+///
+/// An inner call lies deeper on the stack. At the very same depth it is either a tail call, whose return
+/// address was already replaced by the return probe, or a new call from the same place after the return
+/// of the old one was never seen; the return address tells the two apart.
+#[inline(always)]
+fn is_inner(state: &ThreadState, sp: u64) -> bool {
+    if state.entry_sp == 0 || sp > state.entry_sp {
+        return false;
+    }
+    // SAFETY: a user read may fail; it touches no memory of ours.
+    sp < state.entry_sp || unsafe { bpf_probe_read_user(sp as *const u64) } != Ok(state.caller)
+}
+
+/// Whether the current thread is inside a traced call at `sp`.
+#[inline(always)]
+pub fn inside_traced_call(sp: u64) -> bool {
+    match THREADS.get_ptr(current_tid()) {
+        // SAFETY: the entry is written by this thread's own programs alone.
+        Some(state) => is_inner(unsafe { &*state }, sp),
+        None => false,
+    }
+}
+
+/// Begins an outermost call. `None` when the call belongs to another, or cannot be followed.
+#[inline(always)]
+pub fn begin<C: EbpfContext>(context: &C, cookie: Cookie, sp: u64) -> Option<&'static mut ThreadState> {
+    let tid = current_tid();
+    let state = match THREADS.get_ptr_mut(tid) {
+        Some(state) => state,
+        None => {
+            let idle = IDLE_THREAD.get_ptr(0)?;
+            // SAFETY: the only element of an array map.
+            if THREADS.insert(tid, unsafe { &*idle }, 0).is_err() {
+                count(Counter::ThreadMapFull);
+                debug!(context, "thread map is full: call of thread {} not traced", tid);
+                return None;
+            }
+            THREADS.get_ptr_mut(tid)?
+        }
+    };
+    // SAFETY: the entry is written by this thread's own programs alone, and they do not nest.
+    let state = unsafe { &mut *state };
+    if is_inner(state, sp) {
+        return None;
+    }
+    if state.entry_sp != 0 {
+        count(Counter::ReturnLost);
+        debug!(context, "thread {} never returned from function {}", tid, state.function);
+    }
+    // SAFETY: a user read may fail; it touches no memory of ours.
+    state.caller = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
+    state.entry_sp = sp;
+    state.function = cookie.function() as u64;
+    // One by one: the compiler would call a byte-wise memset.
+    // SAFETY: fields of a live reference.
+    unsafe {
+        write_volatile(&raw mut state.size_bytes, 0);
+        write_volatile(&raw mut state.old_addr, 0);
+        write_volatile(&raw mut state.out_pointer, 0);
+        write_volatile(&raw mut state.stack_id, NO_STACK);
+    }
+    Some(state)
+}
+
+/// Ends the outermost call when this is its return; `sp` is the stack pointer after the return.
+#[inline(always)]
+pub fn end(cookie: Cookie, sp: u64) -> Option<&'static ThreadState> {
+    let state = THREADS.get_ptr_mut(current_tid())?;
+    // SAFETY: the entry is written by this thread's own programs alone, and they do not nest.
+    let state = unsafe { &mut *state };
+    if state.entry_sp == 0 || sp < state.entry_sp + 8 {
+        return None;
+    }
+    if sp > state.entry_sp + 8 {
+        // A frame further out returned: the call in `state` was left without returning.
+        state.entry_sp = 0;
+        count(Counter::ReturnLost);
+        return None;
+    }
+    if state.function != cookie.function() as u64 {
+        return None;
+    }
+    state.entry_sp = 0;
+    Some(state)
+}
+
+/// Forgets an exiting thread.
+#[inline(always)]
+pub fn forget_current() {
+    let _ = THREADS.remove(current_tid());
+}

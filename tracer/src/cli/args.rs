@@ -1,0 +1,167 @@
+//! The arguments as clap reads them. The names are the contract.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
+use tracer_common::probe::Domain;
+
+use super::values;
+
+/// Outstanding memory of a running process, by stack, from outside.
+///
+/// Attaches eBPF uprobes to malloc/free and to CPython's allocators in a running process: no restart, no
+/// code change, nothing injected, nothing left behind.
+#[derive(Debug, Parser)]
+#[command(
+    name = "memtrace",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    override_usage = "memtrace [OPTIONS] -p <PID>\n       memtrace [OPTIONS] -- <COMMAND> [ARGS]...\n       memtrace <SUBCOMMAND>",
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 environment not ready (see `memtrace doctor`),\n5 incomplete (--max-loss). With -- COMMAND: the command's own code; 125 memtrace failed,\n126 cannot execute, 127 not found."
+)]
+pub struct Cli {
+    /// What to do instead of tracing.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Tracing.
+    #[command(flatten)]
+    pub trace: TraceArgs,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Report on a recording (FILE.memtrace); needs no privilege and none of the traced files
+    Report(ReportArgs),
+    /// Say what this machine, and a process, can do, and what to mend
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page (roff)
+    Man,
+}
+
+/// Tracing a process or a command.
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Process to trace; may be given several times. A thread id means its process
+    #[arg(short, long = "pid", value_name = "PID", required_unless_present = "target_command")]
+    pub pids: Vec<u32>,
+    /// Stop after this time: 30s, 5m, 1h
+    #[arg(short, long, value_name = "DUR", value_parser = values::duration)]
+    pub duration: Option<Duration>,
+    /// Print a report every DUR until the end
+    #[arg(short, long, value_name = "DUR", value_parser = values::duration)]
+    pub interval: Option<Duration>,
+    /// Trace only allocations of at least this size: 64, 4KiB, 1MiB
+    #[arg(long, value_name = "BYTES", value_parser = values::size_bytes)]
+    pub min_size: Option<u64>,
+    /// Trace only allocations of at most this size
+    #[arg(long, value_name = "BYTES", value_parser = values::size_bytes)]
+    pub max_size: Option<u64>,
+    /// Domains to trace: malloc, mmap, py-raw, py-mem, py-object [default: all that the target has]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = values::domain)]
+    pub domains: Vec<Domain>,
+    /// Trace every call, whatever it costs the target (today the only mode, and the default)
+    #[arg(long)]
+    pub exact: bool,
+    /// What to print, where to write
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Write one byte to this file descriptor when every probe is in place
+    #[arg(long, value_name = "FD")]
+    pub ready_fd: Option<i32>,
+    /// Exit with 5 when a larger share of events was lost
+    #[arg(long, value_name = "PCT", value_parser = values::percent)]
+    pub max_loss: Option<f64>,
+    /// Size of the ring buffer between kernel and memtrace; a power of two
+    #[arg(long, value_name = "BYTES", value_parser = values::size_bytes, default_value = "64MiB")]
+    pub ring_size: u64,
+    /// Less on standard error
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More on standard error; -vv adds the diagnostics of the eBPF side
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Command to start and trace from its first allocation
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "pids")]
+    pub target_command: Vec<OsString>,
+}
+
+/// What to print, where to write: the same for tracing and for `report`.
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// Leave out allocations younger than DUR when the report is made
+    #[arg(long, value_name = "DUR", value_parser = values::duration)]
+    pub min_age: Option<Duration>,
+    /// Number of stacks in the text report; 0 = all
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+    /// Format on standard output
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json", "folded", "svg"])]
+    pub format: String,
+    /// Write to FILE, format by its ending (.txt .json .folded .svg .memtrace); may be given several times
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Vec<PathBuf>,
+    /// Overwrite an existing output file
+    #[arg(long)]
+    pub force: bool,
+    /// Keep stacks in which some frame matches; may be repeated, all must match
+    #[arg(long, value_name = "REGEX")]
+    pub include: Vec<String>,
+    /// Drop stacks in which some frame matches; may be repeated
+    #[arg(long, value_name = "REGEX")]
+    pub exclude: Vec<String>,
+}
+
+/// Reporting on a recording.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The recording
+    pub file: PathBuf,
+    /// What to print, where to write
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Print the recording's sections and records instead of a report
+    #[arg(long)]
+    pub dump: bool,
+    /// Less on standard error
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Looking at the machine and at a process.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Process to look at; may be given several times
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pids: Vec<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_pid_or_a_command_is_needed_but_not_both() {
+        assert!(Cli::try_parse_from(["memtrace"]).is_err());
+        assert!(Cli::try_parse_from(["memtrace", "-p", "1", "--", "true"]).is_err());
+        let cli = Cli::try_parse_from(["memtrace", "-d", "5s", "--", "ls", "-p", "x"]).unwrap();
+        assert_eq!(cli.trace.target_command, ["ls", "-p", "x"]);
+        assert!(Cli::try_parse_from(["memtrace", "report", "x.memtrace"]).unwrap().command.is_some());
+    }
+}

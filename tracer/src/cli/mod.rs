@@ -1,0 +1,5 @@
+//! The command line: arguments as text, then a plan that the session can follow without asking again.
+
+pub mod args;
+pub mod plan;
+pub mod values;

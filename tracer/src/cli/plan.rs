@@ -1,0 +1,175 @@
+//! The plan: arguments checked and turned into what the session needs.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracer_common::probe::Domain;
+
+use super::args::{OutputArgs, TraceArgs};
+use crate::exit::{Code, Failure};
+use crate::ledger::SizeLimits;
+use crate::report::{Filter, Format};
+
+/// What to trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Running processes, by process or thread id.
+    Pids(Vec<u32>),
+    /// A command to start.
+    Command(Vec<OsString>),
+}
+
+/// A tracing run.
+#[derive(Debug)]
+pub struct TracePlan {
+    /// What to trace.
+    pub subject: Subject,
+    /// When to stop by itself.
+    pub duration: Option<Duration>,
+    /// How often to report in between.
+    pub interval: Option<Duration>,
+    /// Which blocks to trace.
+    pub limits: SizeLimits,
+    /// Domains asked for; `None` = all that the target has.
+    pub domains: Option<Vec<Domain>>,
+    /// What to print, where to write.
+    pub output: OutputPlan,
+    /// Where to write the recording.
+    pub recording: Option<PathBuf>,
+    /// Descriptor to write the ready byte to.
+    pub ready_fd: Option<i32>,
+    /// Largest share of lost events for exit code 0, percent.
+    pub max_loss_pct: Option<f64>,
+    /// Size of the ring buffer, a power of two.
+    pub ring_bytes: u32,
+    /// No progress on standard error.
+    pub quiet: bool,
+}
+
+/// What to print, where to write.
+#[derive(Debug)]
+pub struct OutputPlan {
+    /// Format on standard output.
+    pub stdout: Format,
+    /// Files with their formats.
+    pub files: Vec<(PathBuf, Format)>,
+    /// Stacks in the text report; 0 = all.
+    pub top: usize,
+    /// Leave out younger blocks.
+    pub min_age: Duration,
+    /// Which stacks to keep.
+    pub filter: Filter,
+    /// Width of the text report in columns.
+    pub width: usize,
+    /// Overwrite files.
+    pub force: bool,
+}
+
+impl TracePlan {
+    /// Checks `args`.
+    ///
+    /// # Errors
+    /// Wrong usage, and output files that exist already.
+    pub fn new(args: TraceArgs) -> Result<Self, Failure> {
+        let (recordings, files): (Vec<_>, Vec<_>) =
+            args.output.output.iter().cloned().partition(|path| is_recording(path));
+        if recordings.len() > 1 {
+            return Err(Failure::usage("only one recording can be written"));
+        }
+        let recording = recordings.into_iter().next();
+        if let Some(path) = &recording {
+            refuse_existing(path, args.output.force)?;
+        }
+        let limits = SizeLimits {
+            min_bytes: args.min_size.unwrap_or(0),
+            max_bytes: args.max_size.unwrap_or(u64::MAX),
+        };
+        if limits.min_bytes > limits.max_bytes {
+            return Err(Failure::usage("--min-size is larger than --max-size"));
+        }
+        let ring_bytes = u32::try_from(args.ring_size)
+            .ok()
+            .filter(|bytes| bytes.is_power_of_two() && *bytes >= 4096)
+            .ok_or_else(|| Failure::usage("--ring-size is a power of two from 4KiB to 2GiB"))?;
+        Ok(Self {
+            subject: if args.target_command.is_empty() {
+                Subject::Pids(args.pids)
+            } else {
+                Subject::Command(args.target_command)
+            },
+            duration: args.duration,
+            interval: args.interval,
+            limits,
+            domains: (!args.domains.is_empty()).then_some(args.domains),
+            output: OutputPlan::new(args.output, files)?,
+            recording,
+            ready_fd: args.ready_fd,
+            max_loss_pct: args.max_loss,
+            ring_bytes,
+            quiet: args.quiet,
+        })
+    }
+}
+
+impl OutputPlan {
+    /// Checks `args` for a run that writes `files`.
+    ///
+    /// # Errors
+    /// An ending or pattern that means nothing, and files that exist already.
+    pub fn new(args: OutputArgs, files: Vec<PathBuf>) -> Result<Self, Failure> {
+        let mut outputs = Vec::new();
+        for path in files {
+            let format = Format::from_path(&path).ok_or_else(|| {
+                let endings: Vec<_> = Format::ALL.iter().map(|format| format.ending()).collect();
+                Failure::usage(format!(
+                    "write {}: the ending names no format; endings are {} .memtrace",
+                    path.display(),
+                    endings.join(" ")
+                ))
+            })?;
+            refuse_existing(&path, args.force)?;
+            outputs.push((path, format));
+        }
+        Ok(Self {
+            stdout: Format::from_name(&args.format)
+                .ok_or_else(|| Failure::usage(format!("unknown format {}", args.format)))?,
+            files: outputs,
+            top: args.top,
+            min_age: args.min_age.unwrap_or_default(),
+            filter: Filter::new(&args.include, &args.exclude).map_err(Failure::usage)?,
+            width: terminal_width(),
+            force: args.force,
+        })
+    }
+}
+
+/// Whether a path names a recording.
+pub fn is_recording(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "memtrace")
+}
+
+fn refuse_existing(path: &Path, force: bool) -> Result<(), Failure> {
+    if path.exists() && !force {
+        return Err(Failure::new(
+            Code::Failed,
+            format!("write {}: the file exists", path.display()),
+            "give --force to overwrite it, or another name",
+        ));
+    }
+    Ok(())
+}
+
+/// Columns of the terminal on standard output; the default where it is none.
+fn terminal_width() -> usize {
+    let stdout = std::io::stdout();
+    if !stdout.is_terminal() {
+        return crate::report::DEFAULT_WIDTH;
+    }
+    rustix::termios::tcgetwinsize(&stdout)
+        .map(|size| usize::from(size.ws_col))
+        .ok()
+        .filter(|columns| *columns > 0)
+        .unwrap_or(crate::report::DEFAULT_WIDTH)
+}

@@ -1,0 +1,102 @@
+//! `memtrace doctor`: what this machine and a process can do, line by line.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use tracer_common::probe::Domain;
+
+use crate::cli::args::DoctorArgs;
+use crate::exit::Code;
+use crate::preflight::{self, Check};
+use crate::probes::attach::placement;
+use crate::target::{InlinedPolicy, Process, Target};
+
+/// Prints what was found; exit code 3 where something is missing.
+pub fn run(args: &DoctorArgs) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match examine(args, &mut out) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => Code::NotReady.into(),
+        // Whoever reads went away.
+        Err(_) => ExitCode::SUCCESS,
+    }
+}
+
+fn examine(args: &DoctorArgs, out: &mut dyn Write) -> io::Result<bool> {
+    let mut all_ok = true;
+    writeln!(out, "machine")?;
+    for check in preflight::checks() {
+        all_ok &= check.ok;
+        line(out, &check)?;
+    }
+    for pid in &args.pids {
+        writeln!(out, "process {pid}")?;
+        let looked = Process::open(*pid)
+            .and_then(|process| Target::observe(process, InlinedPolicy::LeaveOut))
+            .and_then(|target| target.require_allocator().map(|()| target));
+        match looked {
+            Ok(target) => describe(out, &target)?,
+            Err(error) => {
+                all_ok = false;
+                let hint = error.hint();
+                writeln!(out, "  missing {:<13} {error}", "target")?;
+                writeln!(out, "          hint: {hint}")?;
+            }
+        }
+    }
+    Ok(all_ok)
+}
+
+fn line(out: &mut dyn Write, check: &Check) -> io::Result<()> {
+    let state = if check.ok { "ok" } else { "missing" };
+    writeln!(out, "  {state:<7} {:<13} {}", check.name, check.found)?;
+    if !check.ok {
+        writeln!(out, "          hint: {}", check.hint)?;
+    }
+    Ok(())
+}
+
+fn fact(out: &mut dyn Write, name: &str, value: &str) -> io::Result<()> {
+    writeln!(out, "  ok      {name:<13} {value}")
+}
+
+fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
+    let process = &target.process;
+    if process.requested != process.tgid {
+        fact(out, "thread", &format!("{} belongs to process {}", process.requested, process.tgid))?;
+    }
+    fact(out, "command", &process.command.join(" "))?;
+    fact(out, "executable", process.exe.as_deref().unwrap_or("unknown"))?;
+    fact(out, "C library", target.libc.as_deref().unwrap_or("none found"))?;
+    fact(out, "allocators", &target.allocators.join(", "))?;
+    if let Some(cpython) = &target.cpython {
+        let version = cpython.version.map_or_else(|| "of unknown version".to_owned(), |version| version.to_string());
+        let stripped = if cpython.stripped { ", stripped" } else { "" };
+        fact(out, "Python", &format!("CPython {version}{stripped}"))?;
+        if let Some(reason) = cpython.unseen_calls() {
+            writeln!(out, "  partly  {:<13} PyMem_* and PyObject_* are {reason}", "pymalloc")?;
+            writeln!(
+                out,
+                "          hint: requests above 512 bytes are traced as malloc; smaller ones show as the\n          \
+                 arenas that they fill. `--domains py-mem,py-object` probes what can be seen"
+            )?;
+        }
+    }
+    for domain in Domain::ALL {
+        for site in target.sites.iter().filter(|site| site.function.domain() == domain) {
+            let module = target.mappings.modules().get(site.module as usize);
+            let module = module.map_or("?", |module| module.module.path.as_str());
+            let also: String =
+                site.also.iter().map(|function| format!(", {}", function.symbol())).collect();
+            let place = placement(site);
+            writeln!(out, "  probe   {:<13} {}{also} in {module} {place}", domain.name(), site.symbol)?;
+        }
+    }
+    for (function, reason) in &target.missing {
+        writeln!(out, "  not     {:<13} {}: {reason}", function.domain().name(), function.symbol())?;
+    }
+    for (path, reason) in &target.unread {
+        writeln!(out, "  not     {:<13} {path}: {reason}", "readable")?;
+    }
+    Ok(())
+}

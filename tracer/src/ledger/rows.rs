@@ -1,0 +1,82 @@
+//! Totals per distinct stack and domain.
+
+use hashbrown::HashMap;
+use tracer_common::probe::Domain;
+
+/// Number of a row: its place in [`Rows::iter`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowId(u32);
+
+impl RowId {
+    /// Its place.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What one stack did in one domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackTotals {
+    /// Id of the stack, or [`tracer_common::event::NO_STACK`].
+    pub stack: u64,
+    /// The domain that was asked.
+    pub domain: Domain,
+    /// Allocations.
+    pub alloc_count: u64,
+    /// Their bytes.
+    pub alloc_bytes: u64,
+    /// Of these, freed.
+    pub free_count: u64,
+    /// Their bytes.
+    pub free_bytes: u64,
+}
+
+/// All rows of a target.
+#[derive(Debug, Default)]
+pub struct Rows {
+    index: HashMap<(u64, Domain), RowId>,
+    totals: Vec<StackTotals>,
+}
+
+impl Rows {
+    /// The rows, in the order in which they appeared.
+    pub fn iter(&self) -> impl Iterator<Item = &StackTotals> {
+        self.totals.iter()
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.totals.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.totals.is_empty()
+    }
+
+    /// Enters an allocation and tells its row.
+    pub fn allocated(&mut self, stack: u64, domain: Domain, size_bytes: u64) -> RowId {
+        let row = *self.index.entry((stack, domain)).or_insert_with(|| {
+            let empty =
+                StackTotals { stack, domain, alloc_count: 0, alloc_bytes: 0, free_count: 0, free_bytes: 0 };
+            self.totals.push(empty);
+            // Rows are distinct stacks, of which the kernel side holds 65,536 at most per session.
+            RowId((self.totals.len() - 1) as u32)
+        });
+        let totals = &mut self.totals[row.index()];
+        totals.alloc_count += 1;
+        totals.alloc_bytes += size_bytes;
+        row
+    }
+
+    /// Enters the free of a whole block.
+    pub fn freed(&mut self, row: RowId, size_bytes: u64) {
+        self.freed_part(row, size_bytes);
+        self.totals[row.index()].free_count += 1;
+    }
+
+    /// Enters the free of a part of a block that is still outstanding.
+    pub fn freed_part(&mut self, row: RowId, size_bytes: u64) {
+        self.totals[row.index()].free_bytes += size_bytes;
+    }
+}

@@ -1,0 +1,233 @@
+//! The loaded eBPF object: its programs, its maps, its counters.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, RingBuf};
+use aya::programs::{Program, ProgramError, RawTracePoint, UProbe};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use thiserror::Error;
+use tracer_common::config::Config;
+use tracer_common::counter::Counter;
+use tracer_common::event::Stack;
+use tracer_common::native::CallSite;
+
+use super::batch;
+
+/// The object that `cargo xtask ebpf` built from tracer-ebpf.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../tracer-ebpf/object/memtrace.x86_64.bpf.o"
+));
+
+/// Sizes that are fixed when the object is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelLimits {
+    /// Size of the ring buffer; a power of two.
+    pub ring_bytes: u32,
+    /// Most unwind rows.
+    pub call_sites: u32,
+}
+
+/// Why the kernel side could not be set up.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// The object was refused.
+    #[error("load the eBPF programs")]
+    Load(#[source] EbpfError),
+    /// A program was refused, most often by the verifier.
+    #[error("load eBPF program {name}")]
+    Program {
+        /// Name of the program.
+        name: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: ProgramError,
+    },
+    /// A map or program is not in the object: the shipped object is stale.
+    #[error("the eBPF object has no {0}; rebuild it with `cargo xtask ebpf`")]
+    Missing(&'static str),
+    /// A map could not be read or written.
+    #[error("access eBPF map {name}")]
+    Map {
+        /// Name of the map.
+        name: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// Unwind rows could not be written.
+    #[error("write {rows} unwind rows")]
+    Rows {
+        /// How many.
+        rows: usize,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The settings as plain bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct ConfigBytes(Config);
+
+// SAFETY: two u64 fields, no padding, every bit pattern is valid.
+unsafe impl Pod for ConfigBytes {}
+
+/// A value of the map of stacks.
+type StackBytes = [u8; size_of::<Stack>()];
+
+/// Programs that sit on functions of the target.
+const PROBES: [&str; 6] = [
+    "allocate_enter",
+    "allocate_exit",
+    "release_enter",
+    "release_exit",
+    "replace_enter",
+    "replace_exit",
+];
+
+/// The kernel side of a session. Dropping it removes everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    targets: HashMap<MapData, u32, u32>,
+    counters: Array<MapData, u64>,
+    stacks: HashMap<MapData, u64, StackBytes>,
+    call_sites: HashMap<MapData, u64, u64>,
+}
+
+impl Kernel {
+    /// Loads the object and its programs; attaches nothing to the target yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses a map or a program.
+    pub fn load(config: Config, limits: KernelLimits) -> Result<Self, KernelError> {
+        let config = ConfigBytes(config);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("CONFIG", &config, true)
+            .map_max_entries("EVENTS", limits.ring_bytes)
+            .map_max_entries("CALL_SITES", limits.call_sites)
+            .load(OBJECT)
+            .map_err(KernelError::Load)?;
+        for name in PROBES {
+            uprobe(&mut ebpf, name)?.load().map_err(|source| KernelError::Program { name, source })?;
+        }
+        let targets = hash_map(&mut ebpf, "TARGETS")?;
+        let counters = Array::try_from(take_map(&mut ebpf, "COUNTERS")?)
+            .map_err(|source| KernelError::Map { name: "COUNTERS", source })?;
+        let stacks = hash_map(&mut ebpf, "STACKS")?;
+        let call_sites = hash_map(&mut ebpf, "CALL_SITES")?;
+        let mut kernel = Self { ebpf, targets, counters, stacks, call_sites };
+        kernel.attach_tracepoint("thread_exit", "sched_process_exit")?;
+        kernel.attach_tracepoint("process_exec", "sched_process_exec")?;
+        Ok(kernel)
+    }
+
+    fn attach_tracepoint(&mut self, name: &'static str, event: &str) -> Result<(), KernelError> {
+        let program: &mut RawTracePoint = self
+            .ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(KernelError::Missing(name))?;
+        let failed = |source| KernelError::Program { name, source };
+        program.load().map_err(failed)?;
+        program.attach(event).map_err(failed)?;
+        Ok(())
+    }
+
+    /// A loaded uprobe program.
+    ///
+    /// # Errors
+    /// When the object has no such program.
+    pub fn uprobe(&mut self, name: &'static str) -> Result<&mut UProbe, KernelError> {
+        uprobe(&mut self.ebpf, name)
+    }
+
+    /// The ring buffer; to be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before.
+    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, KernelError> {
+        RingBuf::try_from(take_map(&mut self.ebpf, "EVENTS")?)
+            .map_err(|source| KernelError::Map { name: "EVENTS", source })
+    }
+
+    /// The object, for the eBPF side's log.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Names process `tgid` as target number `index`.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn add_target(&mut self, tgid: u32, index: u16) -> Result<(), KernelError> {
+        self.targets
+            .insert(tgid, u32::from(index), 0)
+            .map_err(|source| KernelError::Map { name: "TARGETS", source })
+    }
+
+    /// Every counter above zero.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<BTreeMap<Counter, u64>, KernelError> {
+        let mut counts = BTreeMap::new();
+        for counter in Counter::ALL {
+            let count = self
+                .counters
+                .get(&(*counter as u32), 0)
+                .map_err(|source| KernelError::Map { name: "COUNTERS", source })?;
+            if count > 0 {
+                counts.insert(*counter, count);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Adds unwind rows: keys as in [`site_key`].
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn add_call_sites(&mut self, keys: &[u64], rows: &[CallSite]) -> Result<(), KernelError> {
+        batch::update(self.call_sites.map().fd().as_fd(), keys, rows)
+            .map_err(|source| KernelError::Rows { rows: keys.len(), source })
+    }
+
+    /// Removes unwind rows. Keys that are not there are passed over.
+    pub fn remove_call_sites(&mut self, keys: &[u64]) {
+        for key in keys {
+            // A row that stays is harmless: nothing returns to its address any more.
+            let _ = self.call_sites.remove(key);
+        }
+    }
+
+    /// Forgets every distinct stack, so that each is sent anew.
+    pub fn forget_stacks(&mut self) {
+        let ids: Vec<u64> = self.stacks.keys().filter_map(Result::ok).collect();
+        for id in ids {
+            let _ = self.stacks.remove(&id);
+        }
+    }
+}
+
+/// Key of an unwind row: user addresses leave the upper 16 bits free for the target's index.
+pub const fn site_key(target: u16, return_addr: u64) -> u64 {
+    return_addr & ((1 << 48) - 1) | (target as u64) << 48
+}
+
+fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut UProbe, KernelError> {
+    match ebpf.program_mut(name) {
+        Some(Program::UProbe(program)) => Ok(program),
+        _ => Err(KernelError::Missing(name)),
+    }
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
+    ebpf.take_map(name).ok_or(KernelError::Missing(name))
+}
+
+fn hash_map<K: Pod, V: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<HashMap<MapData, K, V>, KernelError> {
+    HashMap::try_from(take_map(ebpf, name)?).map_err(|source| KernelError::Map { name, source })
+}

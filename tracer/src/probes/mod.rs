@@ -1,0 +1,6 @@
+//! Probes: the loaded eBPF object, where in a function a probe goes, and the links that hold it there.
+
+pub mod attach;
+mod batch;
+pub mod kernel;
+pub mod placement;

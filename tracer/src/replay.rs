@@ -1,0 +1,153 @@
+//! A recording to a report: the same books, filled from a file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Write};
+use std::path::Path;
+
+use crate::cli::args::ReportArgs;
+use crate::cli::plan::OutputPlan;
+use crate::collect::decode::Decoder;
+use crate::exit::{Code, Failure};
+use crate::ledger::SizeLimits;
+use crate::model::{Mapping, Module, Report};
+use crate::output;
+use crate::recording::{Reader, RecordingHeader, Section, Trailer};
+use crate::summarize::{self, Names, Traced, Window};
+use crate::symbolize::Symbolizer;
+use crate::trace::Trace;
+
+/// `memtrace report`.
+///
+/// # Errors
+/// When the file is no recording, or the report cannot be written. A recording that was cut short is
+/// reported as far as it is whole.
+pub fn run(args: ReportArgs) -> Result<(), Failure> {
+    let path = args.file.clone();
+    if args.dump {
+        let (header, reader) = open(&path)?;
+        let mut stdout = io::stdout().lock();
+        return match crate::recording::dump(&header, reader, &mut stdout).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(anyhow::Error::from(error).context("write the dump").into())
+            }
+            _ => Ok(()),
+        };
+    }
+    let files = args.output.output.clone();
+    let plan = OutputPlan::new(args.output, files)?;
+    let mut report = read(&path, &plan)?;
+    if !args.quiet {
+        for note in &report.notes {
+            eprintln!("memtrace: {note}");
+        }
+    }
+    Ok(output::write(&plan, &mut report)?)
+}
+
+type FileReader = Reader<BufReader<File>>;
+
+fn open(path: &Path) -> Result<(RecordingHeader, FileReader), Failure> {
+    let failed = |cause: String| {
+        Failure::new(
+            Code::Failed,
+            format!("read {}: {cause}", path.display()),
+            "recordings are made with `memtrace -p PID -o FILE.memtrace`",
+        )
+    };
+    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
+    Reader::open(BufReader::new(file)).map_err(|error| failed(format!("{:#}", anyhow::Error::from(error))))
+}
+
+/// What a recording says of one target.
+struct Recorded {
+    trace: Trace,
+    mappings: Vec<Mapping>,
+}
+
+fn read(path: &Path, plan: &OutputPlan) -> Result<Report, Failure> {
+    let (header, mut reader) = open(path)?;
+    let limits = SizeLimits {
+        min_bytes: header.settings.min_size_bytes,
+        max_bytes: header.settings.max_size_bytes.unwrap_or(u64::MAX),
+    };
+    let mut targets: Vec<Recorded> = header
+        .targets
+        .iter()
+        .map(|_| Recorded { trace: Trace::new(limits), mappings: Vec::new() })
+        .collect();
+    let mut modules: Vec<Module> = Vec::new();
+    let mut names = Names::new();
+    let mut trailer: Option<Trailer> = None;
+    let mut decoder = Decoder::default();
+    while let Some(section) = reader.next_section() {
+        match section {
+            Section::Modules(more) => modules.extend(more),
+            Section::Mappings(changed) => {
+                if let Some(target) = targets.get_mut(usize::from(changed.target)) {
+                    target.mappings = changed.mappings;
+                }
+            }
+            Section::Events(batch) => {
+                for event in batch.raw_records().filter_map(|record| decoder.decode(record)) {
+                    if let Some(target) = targets.get_mut(usize::from(event.header().target)) {
+                        target.trace.apply(&event, &target.mappings);
+                    }
+                }
+            }
+            Section::Names(named) => names.extend(named.into_iter().map(|named| (named.place, named.frames))),
+            Section::Trailer(end) => trailer = Some(end),
+        }
+    }
+    let traces: Vec<Traced<'_>> = header
+        .targets
+        .iter()
+        .zip(&targets)
+        .map(|(target, recorded)| Traced { target: target.clone(), trace: &recorded.trace })
+        .collect();
+    let mut notes = trailer.as_ref().map(|end| end.notes.clone()).unwrap_or_default();
+    notes.extend(reader.notes());
+    name_the_rest(&modules, &traces, &mut names, &mut notes);
+    let now_ns = trailer
+        .as_ref()
+        .map(|end| end.ended_mono_ns)
+        .or(reader.last_time_ns())
+        .unwrap_or(header.started_mono_ns);
+    let window = Window {
+        memtrace_version: header.memtrace_version.clone(),
+        started_unix_ms: header.started_unix_ms,
+        now_ns,
+        duration_ms: trailer
+            .as_ref()
+            .map_or(now_ns.saturating_sub(header.started_mono_ns) / 1_000_000, |end| end.duration_ms),
+        min_age: plan.min_age,
+    };
+    let (mut loss, coverage) = match trailer {
+        Some(end) => (end.loss, end.coverage),
+        None => (summarize::loss(&BTreeMap::new(), 0), BTreeMap::new()),
+    };
+    if decoder.undecodable() > 0 {
+        loss.events_lost += decoder.undecodable();
+        *loss.detail.entry("records_undecodable".to_owned()).or_default() += decoder.undecodable();
+    }
+    let mut report = summarize::report(&traces, &names, &window, loss, coverage, notes);
+    if reader.damage().is_some() {
+        report.loss.complete = false;
+    }
+    Ok(report)
+}
+
+/// A recording that was cut short has no names: they are looked up in this machine's files where these
+/// are the very ones that were traced.
+fn name_the_rest(modules: &[Module], traces: &[Traced<'_>], names: &mut Names, notes: &mut Vec<String>) {
+    let missing: Vec<_> =
+        summarize::places(traces).into_iter().filter(|place| !names.contains_key(place)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let files: Vec<(Module, Option<File>)> = modules.iter().map(|module| (module.clone(), None)).collect();
+    let mut symbolizer = Symbolizer::for_recording();
+    names.extend(symbolizer.name(&files, &missing));
+    notes.extend(symbolizer.problems().iter().cloned());
+}
+

@@ -1,0 +1,146 @@
+//! Folded stacks: `outermost;...;innermost bytes`, one line per stack with outstanding bytes, sorted.
+//!
+//! Around the frames of the program stand two more, as flame graph readers know them. The root is the
+//! process's name, like the command name that `stackcollapse-perf` puts there; without its id, so that
+//! equal stacks of forked workers are one. The leaf is the domain in brackets, `[malloc]`, where a memory
+//! flame graph has the allocation function: a domain at the root would cut each function into one tower
+//! per domain, and its width would no longer be all that is outstanding below it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use super::label::{base_name, frame_name, printable, process_name};
+use super::{Format, Options, Render, RenderError, write_error};
+use crate::model::{Frame, FrameKind, Report, StackRow};
+
+/// Renders folded stacks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Folded;
+
+impl Render for Folded {
+    fn render(&self, report: &Report, _: &Options, out: &mut dyn Write) -> Result<(), RenderError> {
+        let mut text = String::new();
+        for (stack, bytes) in fold(report) {
+            text.push_str(&format!("{stack} {bytes}\n"));
+        }
+        out.write_all(text.as_bytes()).map_err(write_error(Format::Folded))
+    }
+}
+
+/// Outstanding bytes by folded stack; equal stacks are one, also over processes.
+pub(super) fn fold(report: &Report) -> BTreeMap<String, u64> {
+    let mut stacks = BTreeMap::<String, u64>::new();
+    for row in report.stacks.iter().filter(|row| row.outstanding_bytes > 0) {
+        let bytes = stacks.entry(fold_row(report, row)).or_default();
+        *bytes = bytes.saturating_add(row.outstanding_bytes);
+    }
+    stacks
+}
+
+fn fold_row(report: &Report, row: &StackRow) -> String {
+    let target = report.targets.iter().find(|target| target.pid == row.pid);
+    let mut stack = match target {
+        Some(target) => clean(&process_name(target)).into_owned(),
+        None => "[process not known]".to_owned(),
+    };
+    let mut push = |element: &str| {
+        stack.push(';');
+        stack.push_str(element);
+    };
+    if row.frames.is_empty() {
+        push("[stack lost]");
+    } else if row.truncated.is_some() {
+        // Below the outermost frame that is known: whatever called it is missing.
+        push("[truncated]");
+    }
+    for frame in row.frames.iter().rev() {
+        push(&element(frame));
+    }
+    push(&format!("[{}]", clean(&row.domain)));
+    stack
+}
+
+/// A frame as one element. A Python function bears its line, as in py-spy's folded stacks, because one
+/// function often allocates on many; `_[k]` marks the kernel, as in `stackcollapse-perf`.
+fn element(frame: &Frame) -> String {
+    let name = frame_name(frame);
+    let name = clean(&name);
+    match (frame.kind, &frame.file, frame.line) {
+        (FrameKind::Python, Some(file), Some(line)) => {
+            let file = printable(base_name(file));
+            format!("{name} ({}:{line})", clean(&file))
+        }
+        (FrameKind::Kernel, ..) => format!("{name}_[k]"),
+        _ => name.into_owned(),
+    }
+}
+
+/// A name without what separates frames.
+fn clean(name: &str) -> Cow<'_, str> {
+    let name = name.trim();
+    if name.contains(';') { name.replace(';', ":").into() } else { name.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::merge::tests::{frame, report, row};
+    use super::*;
+
+    fn folded(rows: Vec<StackRow>) -> Vec<String> {
+        fold(&report(rows)).into_iter().map(|(stack, bytes)| format!("{stack} {bytes}")).collect()
+    }
+
+    #[test]
+    fn the_outermost_frame_comes_first_and_equal_stacks_are_one() {
+        let rows = vec![
+            row(3, &[frame("f"), frame("main")]),
+            row(4, &[frame("f"), frame("main")]),
+            row(1, &[frame("e"), frame("main")]),
+            row(0, &[frame("empty")]),
+        ];
+        assert_eq!(folded(rows), ["prog;main;e;[malloc] 1", "prog;main;f;[malloc] 7"]);
+    }
+
+    #[test]
+    fn processes_of_one_name_merge() {
+        let mut forked = report(vec![row(3, &[frame("f")]), row(4, &[frame("f")])]);
+        let mut worker = forked.targets[0].clone();
+        worker.pid = 2;
+        forked.targets.push(worker);
+        forked.stacks[1].pid = 2;
+        assert_eq!(fold(&forked), BTreeMap::from([("prog;f;[malloc]".to_owned(), 7)]));
+        forked.targets.truncate(1);
+        assert_eq!(fold(&forked).len(), 2);
+    }
+
+    #[test]
+    fn separators_in_names_are_replaced() {
+        let rows = vec![row(1, &[frame("<[u8; 8]>::f\nx ")])];
+        assert_eq!(folded(rows), ["prog;<[u8: 8]>::f\u{fffd}x;[malloc] 1"]);
+    }
+
+    #[test]
+    fn lost_and_truncated_stacks_are_marked() {
+        let mut cut = row(2, &[frame("f")]);
+        cut.truncated = Some("deeper than 127 frames".to_owned());
+        assert_eq!(
+            folded(vec![row(1, &[]), cut]),
+            ["prog;[stack lost];[malloc] 1", "prog;[truncated];f;[malloc] 2"]
+        );
+    }
+
+    #[test]
+    fn python_frames_bear_their_line_and_kernel_frames_a_mark() {
+        let mut python = frame("Server.handle");
+        python.kind = FrameKind::Python;
+        python.file = Some("/srv/server.py".to_owned());
+        python.line = Some(88);
+        let mut kernel = frame("do_mmap");
+        kernel.kind = FrameKind::Kernel;
+        assert_eq!(
+            folded(vec![row(1, &[kernel, python])]),
+            ["prog;Server.handle (server.py:88);do_mmap_[k];[malloc] 1"]
+        );
+    }
+}

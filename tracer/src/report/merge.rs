@@ -1,0 +1,323 @@
+//! Rows that a reader cannot tell apart, as one: the same names in the same domain, whatever the raw
+//! addresses and the process.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::model::{BytesAre, Frame, FrameKind, StackRow};
+
+/// Rows with equal names, summed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MergedRow<'a> {
+    /// Domain of all of them.
+    pub domain: &'a str,
+    /// Meaning of the bytes of all of them.
+    pub bytes_are: BytesAre,
+    /// Processes that they belong to.
+    pub pids: BTreeSet<u32>,
+    /// Blocks outstanding.
+    pub outstanding_count: u64,
+    /// Their bytes.
+    pub outstanding_bytes: u64,
+    /// Allocations.
+    pub alloc_count: u64,
+    /// Their bytes.
+    pub alloc_bytes: u64,
+    /// Frees.
+    pub free_count: u64,
+    /// Their bytes.
+    pub free_bytes: u64,
+    /// Age of the oldest outstanding block, milliseconds.
+    pub oldest_age_ms: Option<u64>,
+    /// Outstanding blocks and bytes by Python type, as far as known.
+    pub python_types: BTreeMap<&'a str, (u64, u64)>,
+    /// The verdict on which all of them agree, else `unknown`.
+    pub verdict: &'a str,
+    /// Why the stack ends early.
+    pub truncated: Option<&'a str>,
+    /// Frames of one of them, innermost first.
+    pub frames: &'a [Frame],
+}
+
+/// Merges the rows with something outstanding; most outstanding bytes first, then most blocks, then as given.
+pub(super) fn outstanding(rows: &[StackRow]) -> Vec<MergedRow<'_>> {
+    let mut place: HashMap<Key<'_>, usize> = HashMap::new();
+    let mut merged: Vec<MergedRow<'_>> = Vec::new();
+    for row in rows.iter().filter(|row| row.outstanding_count > 0) {
+        match place.entry(Key::new(row)) {
+            std::collections::hash_map::Entry::Occupied(known) => merged[*known.get()].add(row),
+            std::collections::hash_map::Entry::Vacant(new) => {
+                new.insert(merged.len());
+                merged.push(MergedRow::new(row));
+            }
+        }
+    }
+    merged.sort_by(|a, b| {
+        (b.outstanding_bytes, b.outstanding_count).cmp(&(a.outstanding_bytes, a.outstanding_count))
+    });
+    merged
+}
+
+impl<'a> MergedRow<'a> {
+    fn new(row: &'a StackRow) -> Self {
+        let mut merged = Self {
+            domain: &row.domain,
+            bytes_are: row.bytes_are,
+            pids: BTreeSet::new(),
+            outstanding_count: 0,
+            outstanding_bytes: 0,
+            alloc_count: 0,
+            alloc_bytes: 0,
+            free_count: 0,
+            free_bytes: 0,
+            oldest_age_ms: None,
+            python_types: BTreeMap::new(),
+            verdict: &row.verdict,
+            truncated: row.truncated.as_deref(),
+            frames: &row.frames,
+        };
+        merged.add(row);
+        merged
+    }
+
+    /// Saturating throughout: a damaged recording may hold any number.
+    fn add(&mut self, row: &'a StackRow) {
+        self.pids.insert(row.pid);
+        for (sum, part) in [
+            (&mut self.outstanding_count, row.outstanding_count),
+            (&mut self.outstanding_bytes, row.outstanding_bytes),
+            (&mut self.alloc_count, row.alloc_count),
+            (&mut self.alloc_bytes, row.alloc_bytes),
+            (&mut self.free_count, row.free_count),
+            (&mut self.free_bytes, row.free_bytes),
+        ] {
+            *sum = sum.saturating_add(part);
+        }
+        self.oldest_age_ms = self.oldest_age_ms.max(row.oldest_age_ms);
+        if self.verdict != row.verdict {
+            self.verdict = "unknown";
+        }
+        for entry in row.python_types.iter().flatten() {
+            let number = |key: &str| entry.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+            if let Some(name) = entry.get("type").and_then(serde_json::Value::as_str) {
+                let (count, bytes) = self.python_types.entry(name).or_default();
+                *count = count.saturating_add(number("count"));
+                *bytes = bytes.saturating_add(number("bytes"));
+            }
+        }
+    }
+}
+
+/// What must be equal for two rows to be one.
+#[derive(PartialEq, Eq, Hash)]
+struct Key<'a> {
+    domain: &'a str,
+    held: bool,
+    truncated: Option<&'a str>,
+    frames: Vec<FrameKey<'a>>,
+}
+
+impl<'a> Key<'a> {
+    fn new(row: &'a StackRow) -> Self {
+        Self {
+            domain: &row.domain,
+            held: row.bytes_are == BytesAre::Held,
+            truncated: row.truncated.as_deref(),
+            frames: row.frames.iter().map(FrameKey::new).collect(),
+        }
+    }
+}
+
+/// What is printed of a frame: a name hides the address, and a source file hides the module.
+#[derive(PartialEq, Eq, Hash)]
+enum FrameKey<'a> {
+    InSource { function: &'a str, file: &'a str, line: Option<u32>, inlined: bool },
+    InModule { function: &'a str, module: Option<&'a str>, kernel: bool, inlined: bool },
+    AtOffset { module: &'a str, offset: Option<u64> },
+    AtAddress(Option<&'a str>),
+}
+
+impl<'a> FrameKey<'a> {
+    fn new(frame: &'a Frame) -> Self {
+        let module = frame.module.as_deref();
+        match (frame.function.as_deref(), frame.file.as_deref(), module) {
+            (Some(function), Some(file), _) => {
+                Self::InSource { function, file, line: frame.line, inlined: frame.inlined }
+            }
+            (Some(function), None, module) => Self::InModule {
+                function,
+                module,
+                kernel: frame.kind == FrameKind::Kernel,
+                inlined: frame.inlined,
+            },
+            (None, _, Some(module)) => Self::AtOffset { module, offset: frame.offset },
+            (None, _, None) => Self::AtAddress(frame.address.as_deref()),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::{Loss, Mode, Report, Target, Totals};
+
+    /// A native frame that has a function and nothing else.
+    pub(in crate::report) fn frame(function: &str) -> Frame {
+        Frame {
+            kind: FrameKind::Native,
+            function: Some(function.to_owned()),
+            file: None,
+            line: None,
+            module: None,
+            address: None,
+            offset: None,
+            inlined: false,
+        }
+    }
+
+    /// A `malloc` row of process 1 with one block of `bytes` outstanding.
+    pub(in crate::report) fn row(bytes: u64, frames: &[Frame]) -> StackRow {
+        StackRow {
+            pid: 1,
+            domain: "malloc".to_owned(),
+            outstanding_count: 1,
+            outstanding_bytes: bytes,
+            alloc_count: 2,
+            alloc_bytes: bytes.saturating_mul(2),
+            free_count: 1,
+            free_bytes: bytes,
+            bytes_are: BytesAre::Requested,
+            oldest_age_ms: Some(bytes),
+            newest_age_ms: Some(0),
+            python_types: None,
+            verdict: "unknown".to_owned(),
+            truncated: None,
+            frames: frames.to_vec(),
+        }
+    }
+
+    /// A report of these rows, with totals that are their sums and nothing lost.
+    pub(in crate::report) fn report(stacks: Vec<StackRow>) -> Report {
+        let sum = |of: fn(&StackRow) -> u64| stacks.iter().map(of).fold(0, u64::saturating_add);
+        Report {
+            schema: "memtrace.report.v1".to_owned(),
+            memtrace_version: "0.1.0".to_owned(),
+            targets: vec![Target { pid: 1, command: vec!["/srv/prog".to_owned()], ..Target::default() }],
+            mode: Mode::Exact,
+            sampling: None,
+            started_unix_ms: 1_785_333_785_000,
+            duration_ms: 30_000,
+            totals: Totals {
+                alloc_count: sum(|row| row.alloc_count),
+                alloc_bytes: sum(|row| row.alloc_bytes),
+                free_count: sum(|row| row.free_count),
+                free_bytes: sum(|row| row.free_bytes),
+                outstanding_count: sum(|row| row.outstanding_count),
+                outstanding_bytes: sum(|row| row.outstanding_bytes),
+                unmatched_free_count: 0,
+            },
+            coverage: BTreeMap::new(),
+            loss: Loss { complete: true, ..Loss::default() },
+            notes: Vec::new(),
+            stacks,
+        }
+    }
+
+    fn at(function: &str, address: &str) -> Frame {
+        Frame { address: Some(address.to_owned()), offset: Some(7), ..frame(function) }
+    }
+
+    #[test]
+    fn equal_names_merge_over_addresses_and_processes() {
+        let mut other_process = row(5, &[at("f", "0x2"), at("main", "0x3")]);
+        other_process.pid = 9;
+        let rows = [
+            row(3, &[at("f", "0x1"), at("main", "0x3")]),
+            row(6, &[at("g", "0x1"), at("main", "0x3")]),
+            other_process,
+        ];
+        let merged = outstanding(&rows);
+        assert_eq!(merged.len(), 2);
+        let first = &merged[0];
+        assert_eq!((first.outstanding_bytes, first.outstanding_count), (8, 2));
+        assert_eq!((first.alloc_count, first.alloc_bytes), (4, 16));
+        assert_eq!((first.free_count, first.free_bytes), (2, 8));
+        assert_eq!(first.oldest_age_ms, Some(5));
+        assert_eq!(first.pids, BTreeSet::from([1, 9]));
+        assert_eq!(merged[1].outstanding_bytes, 6);
+    }
+
+    #[test]
+    fn what_a_reader_can_tell_apart_stays_apart() {
+        let base = row(1, &[at("f", "0x1")]);
+        let mut in_domain = base.clone();
+        in_domain.domain = "mmap".to_owned();
+        let mut held = base.clone();
+        held.bytes_are = BytesAre::Held;
+        let mut cut = base.clone();
+        cut.truncated = Some("deeper than 127 frames".to_owned());
+        let mut inlined = base.clone();
+        inlined.frames[0].inlined = true;
+        let mut in_module = base.clone();
+        in_module.frames[0].module = Some("/lib/a".to_owned());
+        let mut on_line = base.clone();
+        on_line.frames[0].file = Some("a.c".to_owned());
+        on_line.frames[0].line = Some(1);
+        let mut on_other_line = on_line.clone();
+        on_other_line.frames[0].line = Some(2);
+        let mut unnamed = in_module.clone();
+        unnamed.frames[0].function = None;
+        let mut unnamed_elsewhere = unnamed.clone();
+        unnamed_elsewhere.frames[0].offset = Some(8);
+        let rows = [
+            base,
+            in_domain,
+            held,
+            cut,
+            inlined,
+            in_module,
+            on_line,
+            on_other_line,
+            unnamed,
+            unnamed_elsewhere,
+        ];
+        assert_eq!(outstanding(&rows).len(), rows.len());
+    }
+
+    #[test]
+    fn rows_with_nothing_outstanding_are_left_out_and_empty_blocks_are_not() {
+        let mut freed = row(0, &[frame("f")]);
+        freed.outstanding_count = 0;
+        let empty_block = row(0, &[frame("g")]);
+        let rows = [freed, empty_block];
+        let merged = outstanding(&rows);
+        assert_eq!(merged.len(), 1);
+        assert_eq!(merged[0].frames[0].function.as_deref(), Some("g"));
+    }
+
+    #[test]
+    fn types_add_up_and_verdicts_must_agree() {
+        let typed = |verdict: &str, types: serde_json::Value| {
+            let mut row = row(1, &[frame("f")]);
+            row.verdict = verdict.to_owned();
+            row.python_types = types.as_array().cloned();
+            row
+        };
+        let dict = serde_json::json!([{"type": "dict", "count": 3, "bytes": 696}, {"odd": 1}, 5]);
+        let rows = [
+            typed("growing", dict.clone()),
+            typed("growing", dict),
+            typed("growing", serde_json::Value::Null),
+        ];
+        let merged = outstanding(&rows);
+        assert_eq!(merged[0].python_types, BTreeMap::from([("dict", (6, 1392))]));
+        assert_eq!(merged[0].verdict, "growing");
+        let rows = [typed("growing", serde_json::Value::Null), typed("bounded", serde_json::Value::Null)];
+        assert_eq!(outstanding(&rows)[0].verdict, "unknown");
+    }
+
+    #[test]
+    fn sums_do_not_overflow() {
+        let rows = [row(u64::MAX, &[frame("f")]), row(9, &[frame("f")])];
+        assert_eq!(outstanding(&rows)[0].outstanding_bytes, u64::MAX);
+    }
+}

@@ -1,0 +1,138 @@
+//! The end of a trace: reports, the recording's end, the exit code.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use tracer_common::probe::Domain;
+
+use super::live::{Live, now_ns};
+use crate::exit::{Code, Failure};
+use crate::model::{CodeAddr, Coverage, Report};
+use crate::output;
+use crate::recording::{NamedPlace, Trailer};
+use crate::summarize::{self, Names, Traced, Window};
+use crate::symbolize::Symbolizer;
+
+/// Names of the domains that the session's probes cover.
+pub(super) fn domains(live: &Live<'_>) -> Vec<String> {
+    let has = |domain: Domain| {
+        live.plan.domains.as_ref().is_none_or(|domains| domains.contains(&domain))
+            && live
+                .traced
+                .iter()
+                .any(|traced| traced.target.sites.iter().any(|site| site.function.domain() == domain))
+    };
+    Domain::ALL.into_iter().filter(|domain| has(*domain)).map(|domain| domain.name().to_owned()).collect()
+}
+
+/// How much of each domain's calls the probes see.
+fn coverage(live: &Live<'_>) -> BTreeMap<String, Coverage> {
+    let mut coverage: BTreeMap<String, Coverage> = domains(live)
+        .into_iter()
+        .map(|domain| {
+            (domain, Coverage { alloc_share: Some(1.0), free_share: Some(1.0), how: "functions".to_owned() })
+        })
+        .collect();
+    let asked = |domain: Domain| live.plan.domains.as_ref().is_none_or(|domains| domains.contains(&domain));
+    let inlined = live
+        .traced
+        .iter()
+        .filter_map(|traced| traced.target.cpython.as_ref())
+        .any(|cpython| cpython.unseen_calls().is_some());
+    if inlined {
+        for domain in [Domain::PyMem, Domain::PyObject].into_iter().filter(|domain| asked(*domain)) {
+            let unknown = Coverage { alloc_share: None, free_share: None, how: "inlined".to_owned() };
+            coverage.insert(domain.name().to_owned(), unknown);
+        }
+    }
+    coverage
+}
+
+impl Live<'_> {
+    fn traces(&self) -> Vec<Traced<'_>> {
+        self.traced
+            .iter()
+            .map(|traced| Traced { target: traced.target.describe(), trace: &traced.trace })
+            .collect()
+    }
+
+    /// Names of every address in the books.
+    fn names(&self, notes: &mut Vec<String>) -> Names {
+        let mut symbolizer = Symbolizer::new();
+        let names = symbolizer.name(self.modules.modules(), &summarize::places(&self.traces()));
+        notes.extend(symbolizer.problems().iter().cloned());
+        names
+    }
+
+    fn report(&self, now_ns: u64, names: &Names, notes: Vec<String>) -> Result<Report, Failure> {
+        let counters = self.kernel.counters().map_err(anyhow::Error::from)?;
+        let window = Window {
+            memtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_unix_ms: self.started_unix_ms,
+            now_ns,
+            duration_ms: now_ns.saturating_sub(self.started_ns) / 1_000_000,
+            min_age: self.plan.output.min_age,
+        };
+        let loss = summarize::loss(&counters, self.decoder.undecodable());
+        Ok(summarize::report(&self.traces(), names, &window, loss, coverage(self), notes))
+    }
+
+    /// Prints a report of the moment (`--interval`); files are written at the end only.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn interim_report(&mut self) -> Result<(), Failure> {
+        self.take_records()?;
+        let mut notes = self.notes.clone();
+        let names = self.names(&mut notes);
+        let mut report = self.report(now_ns(), &names, notes)?;
+        Ok(output::print(&self.plan.output, &mut report)?)
+    }
+
+    /// Ends the trace: detaches, drains, reports. An exit code where the loss demands one.
+    ///
+    /// # Errors
+    /// When a report or the recording cannot be written.
+    pub fn finish(&mut self) -> Result<Option<ExitCode>, Failure> {
+        let ended_ns = self.stop()?;
+        // The kernel takes away about ten probes a second: the report need not wait for that.
+        let links: Vec<_> = self.traced.iter_mut().map(|traced| std::mem::take(&mut traced.links)).collect();
+        let detaching = std::thread::spawn(move || drop(links));
+        let result = self.write_everything(ended_ns);
+        let _ = detaching.join();
+        result
+    }
+
+    fn write_everything(&mut self, ended_ns: u64) -> Result<Option<ExitCode>, Failure> {
+        let mut notes = self.notes.clone();
+        let names = self.names(&mut notes);
+        let mut report = self.report(ended_ns, &names, notes.clone())?;
+        if let Some(recorder) = self.recorder.take() {
+            // What replaying the events shows by itself is left out: it would be counted twice.
+            let counters = self.kernel.counters().map_err(anyhow::Error::from)?;
+            let trailer = Trailer {
+                ended_mono_ns: ended_ns,
+                duration_ms: report.duration_ms,
+                loss: summarize::loss(&counters, self.decoder.undecodable()),
+                notes,
+                coverage: report.coverage.clone(),
+            };
+            recorder.finish(&named_places(&names), &trailer)?;
+        }
+        output::write(&self.plan.output, &mut report)?;
+        Ok(self.plan.max_loss_pct.filter(|limit| lost_pct(&report) > *limit).map(|_| Code::Incomplete.into()))
+    }
+}
+
+/// Share of events lost, percent.
+fn lost_pct(report: &Report) -> f64 {
+    let lost = report.loss.events_lost as f64;
+    let seen = (report.totals.alloc_count + report.totals.free_count) as f64;
+    if lost == 0.0 { 0.0 } else { 100.0 * lost / (lost + seen) }
+}
+
+fn named_places(names: &Names) -> Vec<NamedPlace> {
+    let mut places: Vec<(&CodeAddr, &Vec<_>)> = names.iter().collect();
+    places.sort_unstable_by_key(|(place, _)| **place);
+    places.into_iter().map(|(place, frames)| NamedPlace { place: *place, frames: frames.clone() }).collect()
+}

@@ -1,0 +1,328 @@
+//! The live trace: records out of the ring, into the books.
+
+use std::io::Write;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use aya_log::EbpfLogger;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, Interval, interval_at};
+use tracer_common::config::Config;
+
+use super::modules::ModuleTable;
+use super::recorder::Recorder;
+use super::stop::Stop;
+use super::traced::Traced;
+use crate::cli::plan::TracePlan;
+use crate::collect::collector::{Batch, Collector};
+use crate::collect::decode::Decoder;
+use crate::collect::order::{Orderer, Stamped};
+use crate::exit::Failure;
+use crate::model::{Event, Mode};
+use crate::probes::kernel::{Kernel, KernelLimits};
+use crate::recording::{RecordingHeader, Settings};
+use crate::target::Target;
+use crate::trace::Trace;
+
+/// Most unwind rows at a time, over all targets. A row takes about 64 bytes, and only those that there are.
+const MAX_CALL_SITES: u32 = 1 << 22;
+
+/// A trace under way.
+pub struct Live<'a> {
+    pub(super) plan: &'a TracePlan,
+    pub(super) kernel: Kernel,
+    collector: Collector,
+    orderer: Orderer,
+    pub(super) decoder: Decoder,
+    pub(super) traced: Vec<Traced>,
+    pub(super) modules: ModuleTable,
+    pub(super) recorder: Option<Recorder>,
+    pub(super) notes: Vec<String>,
+    pub(super) started_ns: u64,
+    pub(super) started_unix_ms: u64,
+    /// Records stamped later are not entered.
+    stop_ns: u64,
+    log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds: the clock of the records.
+pub(super) fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // The clock starts at boot and is never negative.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+impl<'a> Live<'a> {
+    /// Loads the kernel side; nothing is traced yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn new(plan: &'a TracePlan, notes: Vec<String>) -> Result<Self, Failure> {
+        let config = Config { min_size_bytes: plan.limits.min_bytes, max_size_bytes: plan.limits.max_bytes };
+        let limits = KernelLimits { ring_bytes: plan.ring_bytes, call_sites: MAX_CALL_SITES };
+        let mut kernel = Kernel::load(config, limits).map_err(|error| {
+            Failure::not_ready(
+                format!("{:#}", anyhow::Error::from(error)),
+                "`memtrace doctor` shows what this kernel can do",
+            )
+        })?;
+        let collector = kernel
+            .take_events()
+            .map_err(anyhow::Error::from)
+            .and_then(|ring| Collector::new(ring).context("watch the ring buffer"))?;
+        let log = if log::log_enabled!(log::Level::Debug) { ebpf_log(&mut kernel) } else { None };
+        Ok(Self {
+            plan,
+            kernel,
+            collector,
+            orderer: Orderer::default(),
+            decoder: Decoder::default(),
+            traced: Vec::new(),
+            modules: ModuleTable::default(),
+            recorder: None,
+            notes,
+            started_ns: now_ns(),
+            started_unix_ms: 0,
+            stop_ns: u64::MAX,
+            log,
+        })
+    }
+
+    /// Whether there is no target yet.
+    pub fn is_empty(&self) -> bool {
+        self.traced.is_empty()
+    }
+
+    /// Places the probes in `target`.
+    ///
+    /// # Errors
+    /// When the kernel refuses a probe without which frees would be missed.
+    pub fn add(&mut self, target: Target) -> Result<(), Failure> {
+        let index = u16::try_from(self.traced.len()).map_err(|_| Failure::usage("too many processes"))?;
+        self.kernel.add_target(target.process.tgid, index).map_err(anyhow::Error::from)?;
+        let mut traced = Traced::new(target, index, Trace::new(self.plan.limits));
+        let domains = self.plan.domains.as_deref();
+        let notes = traced.instrument(&mut self.kernel, &mut self.modules, domains).map_err(|error| {
+            Failure::not_ready(format!("{error:#}"), "`memtrace doctor -p PID` shows what would be probed")
+        })?;
+        self.notes.extend(notes);
+        self.traced.push(traced);
+        Ok(())
+    }
+
+    /// Every probe is in place: starts the clock and the recording, and says so.
+    ///
+    /// # Errors
+    /// When the recording cannot be created, or the ready descriptor written.
+    pub fn begin(&mut self) -> Result<(), Failure> {
+        self.started_ns = now_ns();
+        self.started_unix_ms =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        if let Some(path) = &self.plan.recording {
+            let header = RecordingHeader {
+                memtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
+                started_unix_ms: self.started_unix_ms,
+                started_mono_ns: self.started_ns,
+                targets: self.traced.iter().map(|traced| traced.target.describe()).collect(),
+                settings: Settings {
+                    mode: Mode::Exact,
+                    min_size_bytes: self.plan.limits.min_bytes,
+                    max_size_bytes: Some(self.plan.limits.max_bytes).filter(|max| *max != u64::MAX),
+                    domains: super::finish::domains(self),
+                },
+            };
+            let mut recorder = Recorder::create(path, &header)?;
+            for traced in &self.traced {
+                recorder.mappings(traced.index, self.started_ns, self.modules.modules(), &traced.mappings)?;
+            }
+            self.recorder = Some(recorder);
+        }
+        if !self.plan.quiet {
+            for traced in &self.traced {
+                let process = &traced.target.process;
+                eprintln!("memtrace: tracing {} ({})", process.tgid, process.command.join(" "));
+            }
+            for note in &self.notes {
+                eprintln!("memtrace: {note}");
+            }
+        }
+        if let Some(fd) = self.plan.ready_fd {
+            announce(fd).with_context(|| format!("write to descriptor {fd} (--ready-fd)"))?;
+        }
+        Ok(())
+    }
+
+    /// Descriptors that become readable when the targets exit.
+    pub fn processes(&self) -> Vec<OwnedFd> {
+        let pidfds = self.traced.iter().map(|traced| traced.target.process.pidfd().try_clone_to_owned());
+        pidfds.filter_map(Result::ok).collect()
+    }
+
+    /// Traces until `stop`.
+    ///
+    /// # Errors
+    /// When the ring or the recording fails.
+    pub async fn run(&mut self, stop: &mut Stop) -> Result<(), Failure> {
+        let mut interval: Option<Interval> =
+            self.plan.interval.map(|period| interval_at(Instant::now() + period, period));
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.wait() => break,
+                () = tick(&mut interval) => self.interim_report()?,
+                () = flush_log(&mut self.log) => {}
+                batch = self.collector.next_batch() => {
+                    let batch = batch.context("read the ring buffer")?;
+                    self.take(&batch)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::run`], where the stop may not be known yet.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_until(&mut self, stop: &mut Option<Stop>) -> Result<(), Failure> {
+        match stop {
+            Some(stop) => self.run(stop).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// From now on nothing more is entered; what is stamped by now still is.
+    pub(super) fn stop(&mut self) -> Result<u64, Failure> {
+        let now = now_ns();
+        self.stop_ns = now;
+        self.take_records()?;
+        Ok(now)
+    }
+
+    /// Takes everything that is in the ring, in order, without waiting for more.
+    ///
+    /// # Errors
+    /// When the recording fails.
+    pub fn take_records(&mut self) -> Result<(), Failure> {
+        loop {
+            let batch = self.collector.drain();
+            for record in batch.records() {
+                self.orderer.push(record);
+            }
+            if batch.drained() {
+                break;
+            }
+        }
+        let records = self.orderer.finish();
+        self.enter(records)
+    }
+
+    fn take(&mut self, batch: &Batch) -> Result<(), Failure> {
+        for record in batch.records() {
+            self.orderer.push(record);
+        }
+        let records = self.orderer.end_round();
+        self.enter(records)
+    }
+
+    fn enter(&mut self, records: Vec<Stamped>) -> Result<(), Failure> {
+        for stamped in records {
+            if stamped.time_ns > self.stop_ns {
+                continue;
+            }
+            let Some(event) = self.decoder.decode(&stamped.record) else { continue };
+            let index = usize::from(event.header().target);
+            match &event {
+                Event::Stack(raw) if self.traced.get(index).is_some_and(|traced| traced.needs_refresh(raw)) => {
+                    self.refresh(index)?;
+                    self.traced[index].remember_pages_without_file(raw);
+                }
+                Event::Exec(_) => self.exec(index)?,
+                _ => {}
+            }
+            if let Some(traced) = self.traced.get_mut(index) {
+                traced.apply(&event);
+            }
+            if let Some(recorder) = &mut self.recorder {
+                recorder.event(&stamped.record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn exec(&mut self, index: usize) -> Result<(), Failure> {
+        let Some(traced) = self.traced.get_mut(index) else { return Ok(()) };
+        let notes = traced.exec(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref())?;
+        self.notes.extend(notes);
+        if self.recorder.is_some() || self.started_unix_ms != 0 {
+            let command = traced.target.process.command.join(" ");
+            self.notes.push(format!("the process called exec: figures are of {command} alone"));
+        }
+        self.record_mappings(index)
+    }
+
+    /// Looks for what the targets have mapped since.
+    ///
+    /// # Errors
+    /// When the kernel refuses a probe, or the recording fails.
+    pub fn refresh_all(&mut self) -> Result<(), Failure> {
+        (0..self.traced.len()).try_for_each(|index| self.refresh(index))
+    }
+
+    fn refresh(&mut self, index: usize) -> Result<(), Failure> {
+        let notes = self.traced[index].refresh(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref())?;
+        self.notes.extend(notes);
+        self.record_mappings(index)
+    }
+
+    fn record_mappings(&mut self, index: usize) -> Result<(), Failure> {
+        if let (Some(recorder), Some(traced)) = (&mut self.recorder, self.traced.get(index)) {
+            recorder.mappings(traced.index, now_ns(), self.modules.modules(), &traced.mappings)?;
+        }
+        Ok(())
+    }
+
+    /// The target is about to end, and its mappings can be read for the last time.
+    ///
+    /// # Errors
+    /// As [`Self::take_records`].
+    pub fn last_look(&mut self) -> Result<(), Failure> {
+        self.take_records()?;
+        self.refresh_all()
+    }
+}
+
+/// One byte: every probe is in place.
+fn announce(fd: i32) -> std::io::Result<()> {
+    // SAFETY: the descriptor is the caller's, named for this purpose; if it is not open the write fails.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut file = std::fs::File::from(fd.try_clone_to_owned()?);
+    file.write_all(b"\n")
+}
+
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn ebpf_log(kernel: &mut Kernel) -> Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>> {
+    let logger = EbpfLogger::init(kernel.ebpf_mut())
+        .inspect_err(|error| log::debug!("no log of the eBPF side: {error}"))
+        .ok()?;
+    // SAFETY: the logger owns its descriptor and keeps it open as long as it lives.
+    unsafe { AsyncFd::register(logger) }.ok()
+}
+
+async fn flush_log(log: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) {
+    let Some(log) = log else { return std::future::pending().await };
+    if let Ok(mut ready) = log.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
+}

@@ -1,0 +1,237 @@
+//! Books and names to the report.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use tracer_common::counter::Counter;
+use tracer_common::event::WalkEnd;
+
+use crate::ledger::rows::StackTotals;
+use crate::model::{
+    BytesAre, CodeAddr, Coverage, Frame, FrameKind, Loss, Mode, NormalizedStack, Report, StackRow, Target,
+    Totals,
+};
+use crate::trace::Trace;
+
+/// Names of code addresses.
+pub type Names = HashMap<CodeAddr, Vec<Frame>>;
+
+/// A target and its books.
+pub struct Traced<'a> {
+    /// The process.
+    pub target: Target,
+    /// Its books.
+    pub trace: &'a Trace,
+}
+
+/// What is known of the run as a whole.
+pub struct Window {
+    /// Version of memtrace that traced.
+    pub memtrace_version: String,
+    /// Wall clock at the start, milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// `CLOCK_MONOTONIC` when the report is made, nanoseconds.
+    pub now_ns: u64,
+    /// Time traced, milliseconds.
+    pub duration_ms: u64,
+    /// Leave out younger blocks.
+    pub min_age: Duration,
+}
+
+/// The addresses that need a name, each once.
+pub fn places(traces: &[Traced<'_>]) -> Vec<CodeAddr> {
+    let mut places: Vec<CodeAddr> = traces
+        .iter()
+        .flat_map(|traced| {
+            let stacks = &traced.trace.stacks;
+            traced.trace.ledger.rows().iter().filter_map(|row| stacks.get(&row.stack))
+        })
+        .flat_map(|stack| stack.frames.iter().copied())
+        .collect();
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+/// Makes the report. `loss` holds what the kernel side and the collector lost; what the books show is added.
+pub fn report(
+    traces: &[Traced<'_>],
+    names: &Names,
+    window: &Window,
+    mut loss: Loss,
+    coverage: BTreeMap<String, Coverage>,
+    notes: Vec<String>,
+) -> Report {
+    let mut stacks: Vec<StackRow> =
+        traces.iter().flat_map(|traced| rows(traced, names, window, &mut loss)).collect();
+    stacks.sort_by_key(|row| std::cmp::Reverse((row.outstanding_bytes, row.alloc_bytes, row.alloc_count)));
+    let mut totals = sums(&stacks);
+    for traced in traces {
+        let inconsistencies = traced.trace.ledger.inconsistencies();
+        totals.unmatched_free_count += inconsistencies.unmatched_frees;
+        add(&mut loss.detail, "frees_missed", inconsistencies.frees_missed);
+    }
+    loss.complete = loss.events_lost == 0 && loss.stacks_lost == 0 && loss.probes_missed == 0;
+    Report {
+        schema: "memtrace.report.v1".to_owned(),
+        memtrace_version: window.memtrace_version.clone(),
+        targets: traces.iter().map(|traced| traced.target.clone()).collect(),
+        mode: Mode::Exact,
+        sampling: None,
+        started_unix_ms: window.started_unix_ms,
+        duration_ms: window.duration_ms,
+        totals,
+        coverage,
+        loss,
+        notes,
+        stacks,
+    }
+}
+
+/// The sums of rows; frees without a row are not among them.
+pub fn sums(rows: &[StackRow]) -> Totals {
+    let mut totals = Totals::default();
+    for row in rows {
+        totals.alloc_count += row.alloc_count;
+        totals.alloc_bytes += row.alloc_bytes;
+        totals.free_count += row.free_count;
+        totals.free_bytes += row.free_bytes;
+        totals.outstanding_count += row.outstanding_count;
+        totals.outstanding_bytes += row.outstanding_bytes;
+    }
+    totals
+}
+
+/// The kernel's counters, and records that could not be decoded, as the report's loss.
+pub fn loss(counters: &BTreeMap<Counter, u64>, undecodable: u64) -> Loss {
+    let mut loss = Loss::default();
+    for (counter, count) in counters {
+        add(&mut loss.detail, counter.label(), *count);
+        match counter {
+            Counter::AllocationLost | Counter::FreeLost | Counter::ReplaceLost | Counter::ReadFailed => {
+                loss.events_lost += count;
+            }
+            Counter::ThreadMapFull | Counter::ReturnLost => loss.probes_missed += count,
+            // Counted where the allocations are that lack their stack.
+            Counter::StackLost | Counter::StackMapFull => {}
+        }
+    }
+    add(&mut loss.detail, "records_undecodable", undecodable);
+    loss.events_lost += undecodable;
+    loss
+}
+
+fn add(detail: &mut BTreeMap<String, u64>, label: &str, count: u64) {
+    if count > 0 {
+        *detail.entry(label.to_owned()).or_default() += count;
+    }
+}
+
+/// Outstanding blocks of a row.
+#[derive(Clone, Copy, Default)]
+struct Ages {
+    oldest_ns: Option<u64>,
+    newest_ns: Option<u64>,
+    young_count: u64,
+    young_bytes: u64,
+}
+
+fn rows(traced: &Traced<'_>, names: &Names, window: &Window, loss: &mut Loss) -> Vec<StackRow> {
+    let trace = traced.trace;
+    let min_age_ns = u64::try_from(window.min_age.as_nanos()).unwrap_or(u64::MAX);
+    let mut ages = vec![Ages::default(); trace.ledger.rows().len()];
+    for (row, bytes, time_ns) in trace.ledger.outstanding() {
+        let ages = &mut ages[row.index()];
+        let age_ns = window.now_ns.saturating_sub(time_ns);
+        if age_ns < min_age_ns {
+            ages.young_count += 1;
+            ages.young_bytes += bytes;
+        } else {
+            ages.oldest_ns = ages.oldest_ns.max(Some(age_ns));
+            ages.newest_ns = Some(ages.newest_ns.map_or(age_ns, |newest| newest.min(age_ns)));
+        }
+    }
+    let mut truncated = std::collections::HashSet::new();
+    let rows = trace
+        .ledger
+        .rows()
+        .iter()
+        .zip(&ages)
+        .filter(|(totals, ages)| totals.alloc_count > ages.young_count)
+        .map(|(totals, ages)| {
+            let stack = trace.stacks.get(&totals.stack);
+            match stack {
+                None => loss.stacks_lost += totals.alloc_count - ages.young_count,
+                Some(stack) if stack.end != WalkEnd::Complete => {
+                    truncated.insert(totals.stack);
+                }
+                Some(_) => {}
+            }
+            row(traced.target.pid, totals, ages, stack, names)
+        })
+        .collect();
+    loss.stacks_truncated += truncated.len() as u64;
+    rows
+}
+
+fn row(
+    pid: u32,
+    totals: &StackTotals,
+    ages: &Ages,
+    stack: Option<&NormalizedStack>,
+    names: &Names,
+) -> StackRow {
+    let ms = |ns: u64| ns / 1_000_000;
+    StackRow {
+        pid,
+        domain: totals.domain.name().to_owned(),
+        outstanding_count: totals.alloc_count - totals.free_count - ages.young_count,
+        // A mapping that was unmapped in part is one young block of which part is freed already.
+        outstanding_bytes: totals.alloc_bytes - totals.free_bytes - ages.young_bytes,
+        alloc_count: totals.alloc_count - ages.young_count,
+        alloc_bytes: totals.alloc_bytes - ages.young_bytes,
+        free_count: totals.free_count,
+        free_bytes: totals.free_bytes,
+        bytes_are: BytesAre::Requested,
+        oldest_age_ms: ages.oldest_ns.map(ms),
+        newest_age_ms: ages.newest_ns.map(ms),
+        python_types: None,
+        verdict: "unknown".to_owned(),
+        truncated: stack.and_then(|stack| truncation(stack.end)).map(str::to_owned),
+        frames: stack.map(|stack| frames(stack, names)).unwrap_or_default(),
+    }
+}
+
+/// Why a walk ended early, in words.
+fn truncation(end: WalkEnd) -> Option<&'static str> {
+    Some(match end {
+        WalkEnd::Complete => return None,
+        WalkEnd::TooDeep => "deeper than 127 frames",
+        WalkEnd::NoUnwindInfo => "no unwind information",
+        WalkEnd::Unsupported => "unwind information of an unsupported form",
+        WalkEnd::Unreadable => "the stack could not be read",
+    })
+}
+
+fn frames(stack: &NormalizedStack, names: &Names) -> Vec<Frame> {
+    let mut frames = Vec::with_capacity(stack.frames.len());
+    for (place, return_addr) in stack.frames.iter().zip(&stack.return_addrs) {
+        let address = Some(format!("{return_addr:#x}"));
+        match names.get(place) {
+            Some(named) => {
+                frames.extend(named.iter().cloned().map(|frame| Frame { address: address.clone(), ..frame }));
+            }
+            None => frames.push(Frame {
+                kind: FrameKind::Native,
+                function: None,
+                file: None,
+                line: None,
+                module: None,
+                address,
+                offset: None,
+                inlined: false,
+            }),
+        }
+    }
+    frames
+}

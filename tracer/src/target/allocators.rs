@@ -1,0 +1,332 @@
+//! Chooses, among the functions that the target's files offer, those that count as its allocators.
+
+use tracer_common::probe::{Domain, Function};
+
+use super::cpython::CPython;
+use super::elf::SymbolKind;
+use super::inspect::{FoundFunction, Inspected};
+
+/// What to do with the functions of CPython whose copies are inlined into their callers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InlinedPolicy {
+    /// Leave them out. Probes would see some allocations and miss frees of the same blocks, which then
+    /// look outstanding. Large requests among them still appear as `malloc` or `py-raw`.
+    #[default]
+    LeaveOut,
+    /// Probe what can be probed: the user asked for the domain by name.
+    Probe,
+}
+
+/// A place to probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeSite {
+    /// The function.
+    pub function: Function,
+    /// Number of the module that it is in.
+    pub module: u32,
+    /// The symbol that it was found by.
+    pub symbol: String,
+    /// Address of its first byte in the file's own address space.
+    pub vaddr: u64,
+    /// Offset in the file of its first byte.
+    pub file_offset: u64,
+    /// Bytes; 0 where the file does not say.
+    pub size: u64,
+    /// Other probed functions that are the same code and take the same arguments.
+    pub also: Vec<Function>,
+    /// Its first bytes, at most 256.
+    pub code: Vec<u8>,
+}
+
+/// A module that the target maps now, in the order of the addresses.
+pub(super) struct Candidate<'a> {
+    pub module: u32,
+    pub path: &'a str,
+    pub inspected: &'a Inspected,
+}
+
+/// What was chosen.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    pub libc: Option<String>,
+    pub allocators: Vec<String>,
+    pub sites: Vec<ProbeSite>,
+    /// Functions that will not be seen, of the domains that the target has, and why.
+    pub missing: Vec<(Function, String)>,
+}
+
+pub(super) fn choose(
+    candidates: &[Candidate<'_>],
+    cpython: Option<&CPython>,
+    policy: InlinedPolicy,
+) -> Chosen {
+    let mut chosen = Chosen { libc: libc_name(candidates), ..Chosen::default() };
+    for candidate in candidates.iter().filter(|candidate| defines_malloc(candidate.inspected)) {
+        chosen.allocators.extend(allocator_name(candidate.inspected).map(str::to_owned));
+    }
+    chosen.allocators.dedup();
+    for function in Function::ALL.iter().copied() {
+        if is_python(function) && cpython.is_none() {
+            continue;
+        }
+        match unseen(function, cpython, policy) {
+            Some(reason) => chosen.missing.push((function, reason)),
+            None => chosen.add(function, candidates, cpython),
+        }
+    }
+    chosen
+}
+
+impl Chosen {
+    /// Adds every site of `function`, or the reason why there is none.
+    fn add(&mut self, function: Function, candidates: &[Candidate<'_>], cpython: Option<&CPython>) {
+        let mut is_seen = false;
+        let mut reason = None;
+        for candidate in candidates.iter().filter(|c| counts(function, c, cpython)) {
+            let inspected = candidate.inspected;
+            for found in inspected.functions.iter().filter(|found| found.function == function) {
+                match self.add_site(candidate.module, found) {
+                    Ok(()) => is_seen = true,
+                    Err(why) => reason = Some(format!("{} in {}: {why}", function.symbol(), candidate.path)),
+                }
+            }
+        }
+        if !is_seen {
+            let reason = reason.unwrap_or_else(|| not_found(function, candidates, self.libc.as_deref()));
+            self.missing.push((function, reason));
+        }
+    }
+
+    fn add_site(&mut self, module: u32, found: &FoundFunction) -> Result<(), String> {
+        if found.symbol.kind == SymbolKind::Indirect {
+            return Err("its code is chosen at run time (ifunc)".into());
+        }
+        let is_same = |site: &&mut ProbeSite| site.module == module && site.file_offset == found.file_offset;
+        if let Some(site) = self.sites.iter_mut().find(is_same) {
+            if site.function == found.function {
+                // Of two names, `mmap` and `mmap64`, the function's own is shown.
+                if found.symbol.name == found.function.symbol() {
+                    site.symbol.clone_from(&found.symbol.name);
+                }
+            } else {
+                if site.function.action() != found.function.action() {
+                    return Err(format!("is the same code as {}", site.symbol));
+                }
+                site.also.push(found.function);
+            }
+            return Ok(());
+        }
+        self.sites.push(ProbeSite {
+            function: found.function,
+            module,
+            symbol: found.symbol.name.clone(),
+            vaddr: found.symbol.vaddr,
+            file_offset: found.file_offset,
+            size: found.symbol.size,
+            also: Vec::new(),
+            code: found.code.clone(),
+        });
+        Ok(())
+    }
+}
+
+fn is_python(function: Function) -> bool {
+    matches!(function.domain(), Domain::PyRaw | Domain::PyMem | Domain::PyObject)
+}
+
+/// Why probes on a function of CPython would not see its calls.
+fn unseen(function: Function, cpython: Option<&CPython>, policy: InlinedPolicy) -> Option<String> {
+    let by_pymalloc = matches!(function.domain(), Domain::PyMem | Domain::PyObject);
+    // The raw domain is malloc itself: a call that its probes miss is seen there.
+    if policy == InlinedPolicy::LeaveOut && by_pymalloc { cpython?.unseen_calls() } else { None }
+}
+
+/// Whether this module's definition of `function` is one that the program calls.
+fn counts(function: Function, candidate: &Candidate<'_>, cpython: Option<&CPython>) -> bool {
+    if is_python(function) {
+        cpython.is_some_and(|cpython| cpython.module == candidate.module)
+    } else {
+        defines_malloc(candidate.inspected)
+    }
+}
+
+/// A C library, a static program, or an allocator that stands in for the library's.
+fn defines_malloc(inspected: &Inspected) -> bool {
+    !inspected.is_loader && inspected.functions.iter().any(|found| found.function == Function::Malloc)
+}
+
+fn allocator_name(inspected: &Inspected) -> Option<&'static str> {
+    inspected.allocator.or(inspected.libc.as_ref().map(super::CLibrary::allocator))
+}
+
+fn libc_name(candidates: &[Candidate<'_>]) -> Option<String> {
+    let mut libraries = candidates.iter().filter_map(|candidate| candidate.inspected.libc.as_ref());
+    let is_static = || candidates.iter().any(|candidate| candidate.inspected.is_static_program());
+    match libraries.next() {
+        Some(libc) => Some(libc.to_string()),
+        None => is_static().then(|| "static".into()),
+    }
+}
+
+fn not_found(function: Function, candidates: &[Candidate<'_>], libc: Option<&str>) -> String {
+    let name = function.symbol();
+    if is_python(function) {
+        return format!("this CPython has no {name}");
+    }
+    let program = candidates.iter().find(|candidate| candidate.inspected.is_static_program());
+    match (libc, program) {
+        (Some(_), Some(program)) if program.inspected.is_stripped => {
+            format!("{} is statically linked and stripped: nothing tells where {name} is", program.path)
+        }
+        (Some(_), Some(program)) => format!("not in {}, which is statically linked", program.path),
+        (Some(libc), None) => format!("not in {libc}"),
+        (None, _) => format!("no mapped file defines {name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cpython::PythonVersion;
+    use super::super::elf::Symbol;
+    use super::super::pymalloc::Pymalloc;
+    use super::*;
+
+    fn function(function: Function, vaddr: u64) -> FoundFunction {
+        FoundFunction {
+            function,
+            symbol: Symbol {
+                name: function.symbol().into(),
+                vaddr,
+                size: 16,
+                kind: SymbolKind::Function,
+                is_local: false,
+            },
+            file_offset: vaddr,
+            code: vec![0xc3],
+        }
+    }
+
+    fn module(functions: &[(Function, u64)]) -> Inspected {
+        Inspected {
+            functions: functions.iter().map(|(name, vaddr)| function(*name, *vaddr)).collect(),
+            libc: None,
+            allocator: None,
+            is_loader: false,
+            is_program: false,
+            is_static: false,
+            is_stripped: true,
+            cpython: None,
+        }
+    }
+
+    fn chosen(modules: &[Inspected], cpython: Option<&CPython>, policy: InlinedPolicy) -> Chosen {
+        let candidates: Vec<Candidate<'_>> = modules
+            .iter()
+            .enumerate()
+            .map(|(number, inspected)| Candidate { module: number as u32, path: "/x", inspected })
+            .collect();
+        choose(&candidates, cpython, policy)
+    }
+
+    fn places(chosen: &Chosen) -> Vec<(Function, u32)> {
+        chosen.sites.iter().map(|site| (site.function, site.module)).collect()
+    }
+
+    fn why_missing(chosen: &Chosen, function: Function) -> &str {
+        &chosen.missing.iter().find(|(missing, _)| *missing == function).unwrap().1
+    }
+
+    #[test]
+    fn an_interposer_is_probed_beside_libc_but_the_loader_is_not() {
+        let glibc = Inspected {
+            libc: Some(super::super::CLibrary::Glibc { version: Some("2.36".into()) }),
+            ..module(&[(Function::Malloc, 8), (Function::Free, 16), (Function::Mmap, 32)])
+        };
+        let loader = Inspected { is_loader: true, ..module(&[(Function::Malloc, 8)]) };
+        let jemalloc = Inspected {
+            allocator: Some("jemalloc"),
+            ..module(&[(Function::Malloc, 8), (Function::Free, 16)])
+        };
+        // A library that only defines a function of that name is no allocator.
+        let other = module(&[(Function::Free, 8)]);
+        let chosen = chosen(&[other, jemalloc, glibc, loader], None, InlinedPolicy::LeaveOut);
+        let expected = [
+            (Function::Malloc, 1),
+            (Function::Malloc, 2),
+            (Function::Free, 1),
+            (Function::Free, 2),
+            (Function::Mmap, 2),
+        ];
+        assert_eq!(places(&chosen), expected);
+        assert_eq!(chosen.allocators, ["jemalloc", "glibc"]);
+        assert_eq!(chosen.libc.as_deref(), Some("glibc 2.36"));
+        assert_eq!(why_missing(&chosen, Function::Pvalloc), "not in glibc 2.36");
+        assert!(!chosen.missing.iter().any(|(function, _)| is_python(*function)));
+    }
+
+    #[test]
+    fn one_site_serves_functions_that_are_the_same_code() {
+        let functions = [
+            (Function::Malloc, 8),
+            (Function::AlignedAlloc, 64),
+            (Function::Memalign, 64),
+            (Function::Mmap, 80),
+            (Function::Mmap, 80),
+            (Function::Valloc, 8),
+            (Function::Pvalloc, 64),
+        ];
+        let chosen = chosen(&[module(&functions)], None, InlinedPolicy::LeaveOut);
+        assert_eq!(chosen.sites.len(), 3);
+        assert_eq!(
+            (chosen.sites[0].function, &chosen.sites[0].also[..]),
+            (Function::Malloc, &[Function::Valloc][..])
+        );
+        assert_eq!(chosen.sites[1].also, [Function::Memalign]);
+        assert!(why_missing(&chosen, Function::Pvalloc).contains("same code as aligned_alloc"));
+    }
+
+    #[test]
+    fn an_ifunc_is_left_out_with_the_reason() {
+        let mut library = module(&[(Function::Malloc, 8), (Function::Calloc, 16)]);
+        library.functions[1].symbol.kind = SymbolKind::Indirect;
+        let chosen = chosen(&[library], None, InlinedPolicy::LeaveOut);
+        assert_eq!(places(&chosen), [(Function::Malloc, 0)]);
+        assert!(why_missing(&chosen, Function::Calloc).contains("ifunc"));
+    }
+
+    #[test]
+    fn a_stripped_static_program_offers_nothing_and_says_so() {
+        let program = Inspected { is_program: true, is_static: true, ..module(&[]) };
+        let chosen = chosen(&[program], None, InlinedPolicy::LeaveOut);
+        assert!(chosen.sites.is_empty());
+        assert_eq!(chosen.libc.as_deref(), Some("static"));
+        assert!(why_missing(&chosen, Function::Malloc).contains("stripped"));
+    }
+
+    #[test]
+    fn inlined_python_functions_are_probed_only_on_demand() {
+        let python = module(&[
+            (Function::PyMemRawMalloc, 8),
+            (Function::PyMemMalloc, 16),
+            (Function::PyObjectMalloc, 32),
+        ]);
+        let other = module(&[(Function::PyObjectMalloc, 8)]);
+        let modules = [python, other];
+        let mut cpython = CPython {
+            module: 0,
+            version: Some(PythonVersion { major: 3, minor: 11, micro: None }),
+            stripped: true,
+            free_threaded: Some(false),
+            pymalloc: Pymalloc::Inlined { load_sites: 168 },
+        };
+        let left_out = chosen(&modules, Some(&cpython), InlinedPolicy::LeaveOut);
+        assert_eq!(places(&left_out), [(Function::PyMemRawMalloc, 0)]);
+        assert!(why_missing(&left_out, Function::PyObjectMalloc).contains("168 places"));
+        assert!(why_missing(&left_out, Function::PyMemFree).contains("inlined"));
+        assert_eq!(why_missing(&left_out, Function::PyMemRawFree), "this CPython has no PyMem_RawFree");
+        let all = [(Function::PyMemRawMalloc, 0), (Function::PyMemMalloc, 0), (Function::PyObjectMalloc, 0)];
+        assert_eq!(places(&chosen(&modules, Some(&cpython), InlinedPolicy::Probe)), all);
+        cpython.pymalloc = Pymalloc::Functions;
+        assert_eq!(places(&chosen(&modules, Some(&cpython), InlinedPolicy::LeaveOut)), all);
+    }
+}

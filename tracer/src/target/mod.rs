@@ -1,0 +1,204 @@
+//! The traced process: what it runs, what it has mapped, and which functions there allocate.
+//!
+//! Everything is read from `/proc` and from ELF files. Nothing is written to the process, and it is not
+//! stopped. Files are read as the process has them mapped: from its own mount namespace, and also when
+//! they were deleted or replaced since.
+
+pub mod allocators;
+mod c_library;
+mod code;
+pub mod cpython;
+pub mod elf;
+mod error;
+mod inspect;
+pub mod mappings;
+pub mod process;
+pub mod pymalloc;
+
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+
+use tracer_common::probe::{Domain, Function};
+
+use crate::model;
+
+pub use allocators::{InlinedPolicy, ProbeSite};
+pub use c_library::CLibrary;
+pub use cpython::{CPython, PythonVersion};
+pub use error::TargetError;
+pub use mappings::{Changes, MappedFile, Mappings};
+pub use process::Process;
+pub use pymalloc::Pymalloc;
+
+use allocators::{Candidate, choose};
+use inspect::{Inspected, inspect};
+use process::{exe_id, proc_path};
+
+/// A process to trace, with all that is known of it before the first event.
+#[derive(Debug)]
+pub struct Target {
+    /// The process.
+    pub process: Process,
+    /// Its mapped files.
+    pub mappings: Mappings,
+    /// C library: `glibc 2.36`, `musl 1.2.5`, `static`, or `None`.
+    pub libc: Option<String>,
+    /// Allocators that are probed and known by name: `glibc`, `musl`, `jemalloc`, `tcmalloc`, `mimalloc`.
+    pub allocators: Vec<String>,
+    /// The Python interpreter, where there is one.
+    pub cpython: Option<CPython>,
+    /// Where to probe. A site keeps its place in the list; [`Target::rediscover`] adds at the end.
+    pub sites: Vec<ProbeSite>,
+    /// Functions that will not be seen, of the domains that the target has, and why.
+    pub missing: Vec<(Function, String)>,
+    /// Mapped files that could not be looked into, and why.
+    pub unread: Vec<(String, String)>,
+    policy: InlinedPolicy,
+    /// What was found in each module, by its number; `None` where it could not be read.
+    inspected: Vec<Option<Inspected>>,
+}
+
+impl Target {
+    /// Looks at a process and demands that there is an allocator to trace.
+    ///
+    /// # Errors
+    /// When its mappings cannot be read, or none of its files has a function to probe.
+    pub fn discover(process: Process, policy: InlinedPolicy) -> Result<Self, TargetError> {
+        let target = Self::observe(process, policy)?;
+        target.require_allocator()?;
+        Ok(target)
+    }
+
+    /// Looks at a process that may not have loaded its C library yet.
+    ///
+    /// # Errors
+    /// When its mappings cannot be read.
+    pub fn observe(process: Process, policy: InlinedPolicy) -> Result<Self, TargetError> {
+        let mut target = Self {
+            process,
+            mappings: Mappings::default(),
+            libc: None,
+            allocators: Vec::new(),
+            cpython: None,
+            sites: Vec::new(),
+            missing: Vec::new(),
+            unread: Vec::new(),
+            policy,
+            inspected: Vec::new(),
+        };
+        target.rediscover()?;
+        Ok(target)
+    }
+
+    /// Looks again, after libraries were loaded or the process called `exec`. Gives the places in
+    /// [`Target::sites`] of the new ones. A process that is gone keeps what was known of it.
+    ///
+    /// # Errors
+    /// When its mappings cannot be read although it lives.
+    pub fn rediscover(&mut self) -> Result<Range<usize>, TargetError> {
+        let before = self.sites.len();
+        let changes = self.mappings.refresh(&self.process).map_err(|source| TargetError::Read {
+            path: proc_path(self.process.tgid, "maps").display().to_string(),
+            source,
+        })?;
+        if !changes.is_gone {
+            self.process.reload_image();
+            self.inspect_new();
+            self.choose();
+        }
+        Ok(before..self.sites.len())
+    }
+
+    /// Demands that there is an allocator to trace.
+    ///
+    /// # Errors
+    /// [`TargetError::NoAllocator`] with what was looked at.
+    pub fn require_allocator(&self) -> Result<(), TargetError> {
+        if self.sites.iter().any(|site| site.function.domain() == Domain::Malloc) {
+            return Ok(());
+        }
+        let malloc = self.missing.iter().find(|(function, _)| *function == Function::Malloc);
+        let mut reason = malloc.map_or_else(String::new, |(_, reason)| reason.clone());
+        for (path, why) in &self.unread {
+            reason.push_str(&format!("; could not look into {path}: {why}"));
+        }
+        Err(TargetError::NoAllocator {
+            pid: self.process.tgid,
+            command: self.process.command.first().cloned().unwrap_or_default(),
+            reason,
+        })
+    }
+
+    /// The target as reports tell it.
+    pub fn describe(&self) -> model::Target {
+        model::Target {
+            pid: self.process.tgid,
+            command: self.process.command.clone(),
+            exe: self.process.exe.clone(),
+            libc: self.libc.clone(),
+            allocators: self.allocators.clone(),
+            runtime: self.cpython.as_ref().map(|cpython| model::Runtime {
+                kind: "cpython".into(),
+                version: cpython.version.map(|version| version.to_string()),
+                stripped: cpython.stripped,
+                free_threaded: cpython.free_threaded,
+            }),
+        }
+    }
+
+    fn inspect_new(&mut self) {
+        let exe = exe_id(self.process.tgid);
+        let modules = self.mappings.modules();
+        for (number, mapped) in modules.iter().enumerate().skip(self.inspected.len()) {
+            let path = &mapped.module.path;
+            let found = match &mapped.file {
+                Ok(file) => {
+                    let id = file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+                    let is_program = id.is_some() && id == exe;
+                    inspect(file, path, number as u32, is_program).map_err(|error| error.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            self.inspected.push(match found {
+                Ok(inspected) => Some(inspected),
+                Err(error) => {
+                    self.unread.push((path.clone(), error));
+                    None
+                }
+            });
+        }
+    }
+
+    fn choose(&mut self) {
+        let modules = self.mappings.modules();
+        let now = self.mappings.mapped_now();
+        let candidates: Vec<Candidate<'_>> = now
+            .into_iter()
+            .filter_map(|module| {
+                let inspected = self.inspected.get(module as usize)?.as_ref()?;
+                let path = modules.get(module as usize)?.module.path.as_str();
+                Some(Candidate { module, path, inspected })
+            })
+            .collect();
+        // A program that has CPython in itself comes before a libpython that an extension brought in.
+        let interpreters = || candidates.iter().filter(|c| c.inspected.cpython.is_some());
+        let in_program = interpreters().find(|candidate| candidate.inspected.is_program);
+        let interpreter = in_program.or_else(|| interpreters().next());
+        let cpython = interpreter.and_then(|candidate| candidate.inspected.cpython.clone());
+        let chosen = choose(&candidates, cpython.as_ref(), self.policy);
+        self.cpython = cpython;
+        self.libc = chosen.libc;
+        self.allocators = chosen.allocators;
+        self.missing = chosen.missing;
+        for site in chosen.sites {
+            let is_known =
+                |known: &ProbeSite| known.module == site.module && known.file_offset == site.file_offset;
+            if !self.sites.iter().any(is_known) {
+                self.sites.push(site);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

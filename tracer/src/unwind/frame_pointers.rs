@@ -1,0 +1,74 @@
+//! Calls in code that no unwind table describes, as Go and plain assembly leave it.
+
+use std::ops::Range;
+
+use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
+
+use super::calls::{CodeReader, is_call};
+
+/// Reports the return addresses of calls in `gap` that are made with a frame pointer in place.
+///
+/// Without a table nothing says where a function starts, so this is a judgement: a call counts when
+/// `push rbp; mov rbp, rsp` comes before it, and no later function that saves registers otherwise. A gap
+/// may be data (tables of constants between functions), where that pair hardly occurs. A call that is
+/// left out is not lost: the walk then checks for itself whether `rbp` leads on.
+pub(super) fn calls_with_frame_pointer(
+    code: &mut CodeReader<'_>,
+    gap: Range<u64>,
+    mut each: impl FnMut(u64),
+) {
+    let mut scan = Scan::default();
+    code.instructions(gap.start, gap.end, |instruction| {
+        scan.step(instruction);
+        if scan.framed && is_call(instruction) {
+            each(instruction.next_ip());
+        }
+    });
+}
+
+/// What is known at the instruction at hand.
+#[derive(Default)]
+struct Scan {
+    /// `rbp` points at the frame.
+    framed: bool,
+    /// The instruction before this one was `push rbp`.
+    pushed_rbp: bool,
+    /// Nothing falls through to here: behind a return or jump, a function may start.
+    may_start: bool,
+}
+
+impl Scan {
+    fn step(&mut self, instruction: &Instruction) {
+        let pushes_rbp =
+            instruction.mnemonic() == Mnemonic::Push && instruction.op0_register() == Register::RBP;
+        if self.pushed_rbp && sets_frame_pointer(instruction) {
+            self.framed = true;
+        } else if self.may_start && !pushes_rbp && makes_other_frame(instruction) {
+            self.framed = false;
+        }
+        self.pushed_rbp = pushes_rbp;
+        match instruction.flow_control() {
+            FlowControl::Return
+            | FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch => {
+                self.may_start = true;
+            }
+            FlowControl::Exception | FlowControl::Interrupt => self.may_start = true,
+            FlowControl::Next if !makes_other_frame(instruction) => {}
+            _ => self.may_start = false,
+        }
+    }
+}
+
+/// `mov rbp, rsp`
+fn sets_frame_pointer(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op0_register() == Register::RBP
+        && instruction.op1_register() == Register::RSP
+}
+
+/// A `push`, or a subtraction from `rsp`: how a function without a frame pointer starts.
+fn makes_other_frame(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Push
+        || instruction.mnemonic() == Mnemonic::Sub && instruction.op0_register() == Register::RSP
+}
