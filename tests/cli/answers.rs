@@ -54,10 +54,7 @@ fn version_is_one_line() {
     let _serial = serial();
     let version = Memtrace::new(["--version"]).run();
     version.expect_code(0);
-    assert_eq!(
-        version.stdout,
-        format!("memtrace {}\n", env!("CARGO_PKG_VERSION"))
-    );
+    assert_eq!(version.stdout, format!("memtrace {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
@@ -66,22 +63,12 @@ fn completions_and_man_are_made() {
     for shell in ["bash", "zsh", "fish"] {
         let script = Memtrace::new(["completions", shell]).run();
         script.expect_code(0);
-        assert!(
-            script.stdout.contains("memtrace") && script.stdout.contains("ready-fd"),
-            "{shell}"
-        );
+        assert!(script.stdout.contains("memtrace") && script.stdout.contains("ready-fd"), "{shell}");
     }
     let page = Memtrace::new(["man"]).run();
     page.expect_code(0);
-    assert!(
-        page.stdout.contains(".TH memtrace 1"),
-        "{}",
-        page.stdout.lines().next().unwrap_or("")
-    );
-    assert!(
-        page.stdout.contains("min\\-size"),
-        "the page names the options"
-    );
+    assert!(page.stdout.contains(".TH memtrace 1"), "{}", page.stdout.lines().next().unwrap_or(""));
+    assert!(page.stdout.contains("min\\-size"), "the page names the options");
 }
 
 #[test]
@@ -93,24 +80,14 @@ fn report_refuses_what_is_no_recording() {
     let (what, _) = Memtrace::new(["report", file]).run().expect_error(1);
     assert!(what.contains(file), "the error names the file: {what}");
 
-    let noise: Vec<u8> = (0..100_000u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
-        .collect();
-    for content in [
-        &b""[..],
-        b"x",
-        b"memtrace",
-        b"{\"schema\": \"memtrace.report.v1\"}",
-        &[0; 4096],
-        &noise,
-    ] {
+    let noise: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for content in [&b""[..], b"x", b"memtrace", b"{\"schema\": \"memtrace.report.v1\"}", &[0; 4096], &noise]
+    {
         fs::write(&path, content).unwrap();
         let (what, _) = Memtrace::new(["report", file]).run().expect_error(1);
         assert!(what.contains(file), "the error names the file: {what}");
     }
-    Memtrace::new(["report", directory.path().to_str().unwrap()])
-        .run()
-        .expect_error(1);
+    Memtrace::new(["report", directory.path().to_str().unwrap()]).run().expect_error(1);
 }
 
 #[test]

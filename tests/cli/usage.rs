@@ -8,14 +8,8 @@ use std::fs;
 fn expect_usage_error(arguments: &[&str]) -> Finished {
     let finished = Memtrace::new(arguments).run();
     finished.expect_code(2);
-    assert_eq!(
-        finished.stdout, "",
-        "{arguments:?}: nothing on standard output"
-    );
-    assert_ne!(
-        finished.stderr, "",
-        "{arguments:?}: a word on standard error"
-    );
+    assert_eq!(finished.stdout, "", "{arguments:?}: nothing on standard output");
+    assert_ne!(finished.stderr, "", "{arguments:?}: a word on standard error");
     assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
     finished
 }
@@ -58,11 +52,7 @@ fn a_process_and_a_command_exclude_each_other() {
 fn an_unknown_flag_is_named() {
     let _serial = serial();
     let finished = expect_usage_error(&["--no-such-flag"]);
-    assert!(
-        finished.stderr.contains("--no-such-flag"),
-        "{}",
-        finished.stderr
-    );
+    assert!(finished.stderr.contains("--no-such-flag"), "{}", finished.stderr);
 }
 
 #[test]
@@ -75,9 +65,5 @@ fn an_existing_output_is_not_overwritten() {
     let finished = Memtrace::new(["-p", "4194304"]).output(&path).run();
     assert!(matches!(finished.code(), 1 | 2), "{finished:?}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
-    assert!(
-        finished.stderr.contains("--force"),
-        "the hint names the flag: {}",
-        finished.stderr
-    );
+    assert!(finished.stderr.contains("--force"), "the hint names the flag: {}", finished.stderr);
 }

@@ -10,12 +10,7 @@ pub fn signal(child: &Child, signal: i32) {
     let pid = i32::try_from(child.id()).expect("process ids fit an i32");
     // SAFETY: kill takes two integers; `pid` is a child that was not waited for.
     let result = unsafe { libc::kill(pid, signal) };
-    assert_eq!(
-        result,
-        0,
-        "signal {signal} to {pid}: {}",
-        io::Error::last_os_error()
-    );
+    assert_eq!(result, 0, "signal {signal} to {pid}: {}", io::Error::last_os_error());
 }
 
 /// Waits until `fd` is readable or at its end; `false` when `limit` passed first.
@@ -23,11 +18,7 @@ pub fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        let mut poll = libc::pollfd {
-            fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let milliseconds = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: `poll` is one valid pollfd and lives through the call.
         let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
@@ -50,11 +41,7 @@ pub fn wait_exit(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
     // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    assert!(
-        fd >= 0,
-        "pidfd_open of {pid}: {}",
-        io::Error::last_os_error()
-    );
+    assert!(fd >= 0, "pidfd_open of {pid}: {}", io::Error::last_os_error());
     let fd = i32::try_from(fd).expect("descriptors fit an i32");
     // SAFETY: the descriptor was just made and has no other owner.
     let process = unsafe { OwnedFd::from_raw_fd(fd) };

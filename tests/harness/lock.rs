@@ -13,9 +13,7 @@ pub struct Serial {
 /// Waits until no other test of this process runs.
 pub fn serial() -> Serial {
     // A test that failed has poisoned the lock; that says nothing about this one.
-    Serial {
-        _guard: ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner),
-    }
+    Serial { _guard: ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner) }
 }
 
 /// The same for a test that traces. Fails the test when it does not run as root: a live test that did not
@@ -23,9 +21,6 @@ pub fn serial() -> Serial {
 pub fn as_root() -> Serial {
     // SAFETY: geteuid reads the caller's credentials and cannot fail.
     let euid = unsafe { libc::geteuid() };
-    assert_eq!(
-        euid, 0,
-        "live tests trace other processes: run them as root (`sudo -E cargo test ...`)"
-    );
+    assert_eq!(euid, 0, "live tests trace other processes: run them as root (`sudo -E cargo test ...`)");
     serial()
 }

@@ -27,10 +27,7 @@ pub fn binary() -> &'static Path {
             PathBuf::from,
         );
         path.canonicalize().unwrap_or_else(|error| {
-            panic!(
-                "{}: {error}; build it (`cargo build --release`) or set MEMTRACE_BIN",
-                path.display()
-            )
+            panic!("{}: {error}; build it (`cargo build --release`) or set MEMTRACE_BIN", path.display())
         })
     })
 }
@@ -59,15 +56,8 @@ impl Memtrace {
     {
         let mut command = Command::new(binary);
         // What a caller's environment says about colour, logging or terminals is no part of the test.
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .env_remove("RUST_LOG")
-            .env("NO_COLOR", "1");
-        Self {
-            command,
-            limit: LIMIT,
-        }
+        command.args(arguments).stdin(Stdio::null()).env_remove("RUST_LOG").env("NO_COLOR", "1");
+        Self { command, limit: LIMIT }
     }
 
     /// Adds an argument.
@@ -96,9 +86,7 @@ impl Memtrace {
     /// Gives these bytes as standard input, which a traced command inherits.
     pub fn input(mut self, text: &str) -> Self {
         let mut file = tempfile::tempfile().expect("make a file for standard input");
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.rewind())
-            .expect("write standard input");
+        file.write_all(text.as_bytes()).and_then(|()| file.rewind()).expect("write standard input");
         self.command.stdin(file);
         self
     }
@@ -119,21 +107,10 @@ impl Memtrace {
         // Files, not pipes: a report of any length fits, and nobody has to read along.
         let stdout = tempfile::tempfile().expect("make a file for standard output");
         let stderr = tempfile::tempfile().expect("make a file for standard error");
-        self.command
-            .stdout(stdout.try_clone().expect("duplicate a file"));
-        self.command
-            .stderr(stderr.try_clone().expect("duplicate a file"));
-        let child = self
-            .command
-            .spawn()
-            .unwrap_or_else(|error| panic!("start {:?}: {error}", self.command));
-        Session {
-            child,
-            stdout,
-            stderr,
-            shown: format!("{:?}", self.command),
-            limit: self.limit,
-        }
+        self.command.stdout(stdout.try_clone().expect("duplicate a file"));
+        self.command.stderr(stderr.try_clone().expect("duplicate a file"));
+        let child = self.command.spawn().unwrap_or_else(|error| panic!("start {:?}: {error}", self.command));
+        Session { child, stdout, stderr, shown: format!("{:?}", self.command), limit: self.limit }
     }
 
     /// Starts with `--ready-fd` and waits until every probe is in place. Options must precede `--`: use
@@ -200,11 +177,7 @@ impl Session {
         let count = reader.read(&mut byte).expect("read from a pipe");
         if count == 0 {
             let status = wait_exit(&mut self.child, self.limit);
-            panic!(
-                "{} ended before it was ready: {status:?}\n{}",
-                self.shown,
-                text_of(&mut self.stderr)
-            );
+            panic!("{} ended before it was ready: {status:?}\n{}", self.shown, text_of(&mut self.stderr));
         }
     }
 
@@ -230,12 +203,7 @@ impl Session {
         let Some(status) = wait_exit(&mut self.child, self.limit) else {
             let _ = self.child.kill();
             let _ = self.child.wait();
-            panic!(
-                "{} did not end within {:?}:\n{}",
-                self.shown,
-                self.limit,
-                text_of(&mut self.stderr)
-            );
+            panic!("{} did not end within {:?}:\n{}", self.shown, self.limit, text_of(&mut self.stderr));
         };
         Finished {
             status,
@@ -257,9 +225,7 @@ impl Drop for Session {
 
 fn text_of(file: &mut File) -> String {
     let mut bytes = Vec::new();
-    file.rewind()
-        .and_then(|()| file.read_to_end(&mut bytes))
-        .expect("read back an output");
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("read back an output");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -286,13 +252,7 @@ impl Finished {
     /// Panics unless the exit code is `code`.
     #[track_caller]
     pub fn expect_code(&self, code: i32) -> &Self {
-        assert_eq!(
-            self.code(),
-            code,
-            "exit code of {}:\n{}",
-            self.shown,
-            self.stderr
-        );
+        assert_eq!(self.code(), code, "exit code of {}:\n{}", self.shown, self.stderr);
         self
     }
 
@@ -311,29 +271,11 @@ impl Finished {
         assert_eq!(self.stdout, "", "{} writes no report", self.shown);
         let lines: Vec<&str> = self.stderr.lines().collect();
         let [.., what, hint] = lines[..] else {
-            panic!(
-                "{}: an error has two lines, not {:?}",
-                self.shown, self.stderr
-            );
+            panic!("{}: an error has two lines, not {:?}", self.shown, self.stderr);
         };
-        assert!(
-            what.starts_with("memtrace: "),
-            "{}: {:?}",
-            self.shown,
-            self.stderr
-        );
-        assert!(
-            hint.starts_with("hint: "),
-            "{}: {:?}",
-            self.shown,
-            self.stderr
-        );
-        assert!(
-            !self.stderr.contains("panicked"),
-            "{}: {:?}",
-            self.shown,
-            self.stderr
-        );
+        assert!(what.starts_with("memtrace: "), "{}: {:?}", self.shown, self.stderr);
+        assert!(hint.starts_with("hint: "), "{}: {:?}", self.shown, self.stderr);
+        assert!(!self.stderr.contains("panicked"), "{}: {:?}", self.shown, self.stderr);
         (what.to_owned(), hint.to_owned())
     }
 }

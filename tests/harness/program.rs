@@ -78,10 +78,7 @@ fn workshop() -> &'static Workshop {
         // SAFETY: atexit takes a function that lives as long as the process.
         let result = unsafe { libc::atexit(remove_at_exit) };
         assert_eq!(result, 0, "register the clean-up");
-        Workshop {
-            directory,
-            built: Mutex::default(),
-        }
+        Workshop { directory, built: Mutex::default() }
     })
 }
 
@@ -92,27 +89,19 @@ fn open_to_all(path: &Path) {
 
 /// A new directory that every user may enter; it goes when the value is dropped.
 pub fn open_directory() -> TempDir {
-    let directory = tempfile::Builder::new()
-        .prefix("memtrace-test-")
-        .tempdir()
-        .expect("make a directory");
+    let directory = tempfile::Builder::new().prefix("memtrace-test-").tempdir().expect("make a directory");
     open_to_all(directory.path());
     directory
 }
 
 /// The source of a target.
 pub fn source_path(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("targets")
-        .join(file)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("targets").join(file)
 }
 
 fn build_once(name: String, build: impl FnOnce(&Path)) -> PathBuf {
     let workshop = workshop();
-    let mut built = workshop
-        .built
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut built = workshop.built.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(path) = built.get(&name) {
         return path.clone();
     }
@@ -123,53 +112,28 @@ fn build_once(name: String, build: impl FnOnce(&Path)) -> PathBuf {
 }
 
 fn run_tool(command: &mut Command) {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("run {command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?} failed:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = command.output().unwrap_or_else(|error| panic!("run {command:?}: {error}"));
+    assert!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Compiles `targets/<name>.c` or `.cc` as users' programs are: optimised, with debug information.
 pub fn program(name: &str, language: Language, frames: Frames) -> PathBuf {
-    build_once(
-        format!("{name}-{}-{}", language.ending(), frames.label()),
-        |path| {
-            let (compiler, standard) = match language {
-                Language::C => ("cc", "-std=gnu11"),
-                Language::Cxx => ("c++", "-std=c++17"),
-            };
-            let mut command = Command::new(compiler);
-            command.args([
-                standard,
-                "-O2",
-                "-g",
-                "-Wall",
-                "-Wextra",
-                "-pthread",
-                frames.flag(),
-                "-o",
-            ]);
-            run_tool(
-                command
-                    .arg(path)
-                    .arg(source_path(&format!("{name}.{}", language.ending()))),
-            );
-        },
-    )
+    build_once(format!("{name}-{}-{}", language.ending(), frames.label()), |path| {
+        let (compiler, standard) = match language {
+            Language::C => ("cc", "-std=gnu11"),
+            Language::Cxx => ("c++", "-std=c++17"),
+        };
+        let mut command = Command::new(compiler);
+        command.args([standard, "-O2", "-g", "-Wall", "-Wextra", "-pthread", frames.flag(), "-o"]);
+        run_tool(command.arg(path).arg(source_path(&format!("{name}.{}", language.ending()))));
+    })
 }
 
 /// A process without a C library.
 pub fn bare() -> PathBuf {
     build_once("bare".into(), |path| {
         let mut command = Command::new("cc");
-        command
-            .args(["-O2", "-nostdlib", "-static", "-o"])
-            .arg(path)
-            .arg(source_path("bare.c"));
+        command.args(["-O2", "-nostdlib", "-static", "-o"]).arg(path).arg(source_path("bare.c"));
         run_tool(&mut command);
     })
 }
@@ -178,18 +142,8 @@ pub fn bare() -> PathBuf {
 pub fn pause32() -> PathBuf {
     build_once("pause32".into(), |path| {
         let object = path.with_extension("o");
-        run_tool(
-            Command::new("as")
-                .args(["--32", "-o"])
-                .arg(&object)
-                .arg(source_path("pause32.s")),
-        );
-        run_tool(
-            Command::new("ld")
-                .args(["-m", "elf_i386", "-o"])
-                .arg(path)
-                .arg(&object),
-        );
+        run_tool(Command::new("as").args(["--32", "-o"]).arg(&object).arg(source_path("pause32.s")));
+        run_tool(Command::new("ld").args(["-m", "elf_i386", "-o"]).arg(path).arg(&object));
     })
 }
 

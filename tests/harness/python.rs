@@ -23,19 +23,12 @@ print('%d.%d.%d' % sys.version_info[:3])
 print('libpython' in open('/proc/self/maps').read())";
 
 fn ask(executable: &Path) -> Option<Python> {
-    let output = Command::new(executable)
-        .args(["-I", "-c", QUESTION])
-        .output()
-        .ok()?;
+    let output = Command::new(executable).args(["-I", "-c", QUESTION]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let [executable, version, shared] = text.lines().collect::<Vec<_>>()[..] else {
         return None;
     };
-    Some(Python {
-        executable: executable.into(),
-        version: version.into(),
-        shared: shared == "True",
-    })
+    Some(Python { executable: executable.into(), version: version.into(), shared: shared == "True" })
 }
 
 /// The first interpreter of version 3.11 or later and this kind on `PATH`, or the one named by
@@ -44,19 +37,12 @@ pub fn find(shared: bool) -> Python {
     let (variable, kind) = if shared {
         ("MEMTRACE_TEST_PYTHON_SHARED", "with a shared libpython")
     } else {
-        (
-            "MEMTRACE_TEST_PYTHON_STATIC",
-            "with the interpreter in its executable",
-        )
+        ("MEMTRACE_TEST_PYTHON_STATIC", "with the interpreter in its executable")
     };
     if let Some(executable) = std::env::var_os(variable) {
         let python = ask(Path::new(&executable));
-        let python =
-            python.unwrap_or_else(|| panic!("{variable}={executable:?} is no Python with ctypes"));
-        assert_eq!(
-            python.shared, shared,
-            "{variable} must name a CPython {kind}"
-        );
+        let python = python.unwrap_or_else(|| panic!("{variable}={executable:?} is no Python with ctypes"));
+        assert_eq!(python.shared, shared, "{variable} must name a CPython {kind}");
         return python;
     }
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -155,9 +155,7 @@ impl FrameEntry {
 impl Row {
     /// Whether some frame is this function.
     pub fn has(&self, function: &str) -> bool {
-        self.frames
-            .iter()
-            .any(|frame| frame.name() == Some(function))
+        self.frames.iter().any(|frame| frame.name() == Some(function))
     }
 
     /// Whether the caller of the allocation function is this function.
@@ -167,10 +165,7 @@ impl Row {
 
     /// The names of the frames, innermost first, for messages.
     pub fn names(&self) -> Vec<&str> {
-        self.frames
-            .iter()
-            .map(|frame| frame.function.as_deref().unwrap_or("?"))
-            .collect()
+        self.frames.iter().map(|frame| frame.function.as_deref().unwrap_or("?")).collect()
     }
 
     fn totals(&self) -> Totals {
@@ -188,17 +183,15 @@ impl Row {
 
 /// Adds rows up.
 pub fn sum<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Totals {
-    rows.into_iter()
-        .map(Row::totals)
-        .fold(Totals::default(), |sum, row| Totals {
-            alloc_count: sum.alloc_count + row.alloc_count,
-            alloc_bytes: sum.alloc_bytes + row.alloc_bytes,
-            free_count: sum.free_count + row.free_count,
-            free_bytes: sum.free_bytes + row.free_bytes,
-            outstanding_count: sum.outstanding_count + row.outstanding_count,
-            outstanding_bytes: sum.outstanding_bytes + row.outstanding_bytes,
-            unmatched_free_count: 0,
-        })
+    rows.into_iter().map(Row::totals).fold(Totals::default(), |sum, row| Totals {
+        alloc_count: sum.alloc_count + row.alloc_count,
+        alloc_bytes: sum.alloc_bytes + row.alloc_bytes,
+        free_count: sum.free_count + row.free_count,
+        free_bytes: sum.free_bytes + row.free_bytes,
+        outstanding_count: sum.outstanding_count + row.outstanding_count,
+        outstanding_bytes: sum.outstanding_bytes + row.outstanding_bytes,
+        unmatched_free_count: 0,
+    })
 }
 
 impl Report {
@@ -215,8 +208,7 @@ impl Report {
     pub fn parse_all(text: &str) -> Vec<Self> {
         let values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
         let values = values.collect::<Result<Vec<_>, _>>();
-        let values =
-            values.unwrap_or_else(|error| panic!("the report is no JSON: {error}\n{}", head(text)));
+        let values = values.unwrap_or_else(|error| panic!("the report is no JSON: {error}\n{}", head(text)));
         values.into_iter().map(Self::from_value).collect()
     }
 
@@ -230,8 +222,7 @@ impl Report {
     #[track_caller]
     fn from_value(json: Value) -> Self {
         let report = serde_json::from_value(json.clone());
-        let mut report: Self =
-            report.unwrap_or_else(|error| panic!("the report lacks something: {error}"));
+        let mut report: Self = report.unwrap_or_else(|error| panic!("the report lacks something: {error}"));
         report.json = json;
         report.check();
         report
@@ -241,75 +232,32 @@ impl Report {
     #[track_caller]
     fn check(&self) {
         assert_eq!(self.schema, "memtrace.report.v1");
-        let sums = Totals {
-            unmatched_free_count: self.totals.unmatched_free_count,
-            ..sum(&self.stacks)
-        };
+        let sums = Totals { unmatched_free_count: self.totals.unmatched_free_count, ..sum(&self.stacks) };
         assert_eq!(self.totals, sums, "the totals are the sums over the rows");
         for row in &self.stacks {
             let names = row.names();
-            assert_eq!(
-                row.alloc_count - row.free_count,
-                row.outstanding_count,
-                "counts of {names:?}"
-            );
-            assert_eq!(
-                row.alloc_bytes - row.free_bytes,
-                row.outstanding_bytes,
-                "bytes of {names:?}"
-            );
-            assert!(
-                self.targets.iter().any(|target| target.pid == row.pid),
-                "pid {} of {names:?}",
-                row.pid
-            );
+            assert_eq!(row.alloc_count - row.free_count, row.outstanding_count, "counts of {names:?}");
+            assert_eq!(row.alloc_bytes - row.free_bytes, row.outstanding_bytes, "bytes of {names:?}");
+            assert!(self.targets.iter().any(|target| target.pid == row.pid), "pid {} of {names:?}", row.pid);
             assert!(row.bytes_are == "requested" || row.bytes_are == "held");
-            assert_eq!(
-                row.oldest_age_ms.is_some(),
-                row.outstanding_count > 0,
-                "age of {names:?}"
-            );
+            assert_eq!(row.oldest_age_ms.is_some(), row.outstanding_count > 0, "age of {names:?}");
             assert!(row.oldest_age_ms >= row.newest_age_ms, "ages of {names:?}");
             for frame in &row.frames {
-                assert_ne!(
-                    frame.function.as_deref(),
-                    Some(""),
-                    "unknown is null, in {names:?}"
-                );
-                assert_ne!(
-                    frame.module.as_deref(),
-                    Some(""),
-                    "unknown is null, in {names:?}"
-                );
+                assert_ne!(frame.function.as_deref(), Some(""), "unknown is null, in {names:?}");
+                assert_ne!(frame.module.as_deref(), Some(""), "unknown is null, in {names:?}");
             }
         }
-        let bytes: Vec<u64> = self
-            .stacks
-            .iter()
-            .map(|row| row.outstanding_bytes)
-            .collect();
-        assert!(
-            bytes.is_sorted_by(|one, next| one >= next),
-            "rows with most outstanding bytes come first"
-        );
+        let bytes: Vec<u64> = self.stacks.iter().map(|row| row.outstanding_bytes).collect();
+        assert!(bytes.is_sorted_by(|one, next| one >= next), "rows with most outstanding bytes come first");
         let lost = self.loss.events_lost + self.loss.stacks_lost + self.loss.stacks_truncated;
-        assert_eq!(
-            self.loss.complete,
-            lost + self.loss.probes_missed == 0,
-            "{:?}",
-            self.loss
-        );
+        assert_eq!(self.loss.complete, lost + self.loss.probes_missed == 0, "{:?}", self.loss);
     }
 
     /// Panics when any event, stack or probe hit was lost. Stacks that end early are another matter.
     #[track_caller]
     pub fn expect_nothing_lost(&self) {
         let loss = &self.loss;
-        assert_eq!(
-            (loss.events_lost, loss.stacks_lost, loss.probes_missed),
-            (0, 0, 0),
-            "{loss:?}"
-        );
+        assert_eq!((loss.events_lost, loss.stacks_lost, loss.probes_missed), (0, 0, 0), "{loss:?}");
     }
 
     /// The rows in which some frame is this function.
@@ -327,11 +275,7 @@ impl Report {
         let rows = self.stacks.iter().filter(|row| row.outstanding_count > 0);
         rows.map(|row| {
             let (bytes, count) = (row.outstanding_bytes, row.outstanding_count);
-            format!(
-                "{bytes} bytes in {count}, {}: {}\n",
-                row.domain,
-                row.names().join(" < ")
-            )
+            format!("{bytes} bytes in {count}, {}: {}\n", row.domain, row.names().join(" < "))
         })
         .collect()
     }
@@ -396,10 +340,7 @@ mod tests {
             let mut wrong = report();
             *wrong.pointer_mut(pointer).unwrap() = value;
             let text = wrong.to_string();
-            assert!(
-                std::panic::catch_unwind(|| Report::parse(&text)).is_err(),
-                "{pointer}"
-            );
+            assert!(std::panic::catch_unwind(|| Report::parse(&text)).is_err(), "{pointer}");
         }
     }
 }

@@ -29,16 +29,8 @@ impl Target {
         let mut child = child.unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let commands = child.stdin.take().expect("standard input is a pipe");
         let answers = child.stdout.take().expect("standard output is a pipe");
-        let mut target = Self {
-            child,
-            commands,
-            answers,
-        };
-        assert_eq!(
-            target.answer().as_deref(),
-            Some("ready"),
-            "{command:?} says it is ready"
-        );
+        let mut target = Self { child, commands, answers };
+        assert_eq!(target.answer().as_deref(), Some("ready"), "{command:?} says it is ready");
         target
     }
 
@@ -54,9 +46,7 @@ impl Target {
     /// Gives a command without waiting for its answer.
     pub fn tell(&mut self, command: &str) {
         // In one write: the target may exit as soon as it has read the line.
-        self.commands
-            .write_all(format!("{command}\n").as_bytes())
-            .expect("the target reads commands");
+        self.commands.write_all(format!("{command}\n").as_bytes()).expect("the target reads commands");
     }
 
     /// Gives a command and returns the answer's words.
@@ -73,10 +63,7 @@ impl Target {
     pub fn go(&mut self) -> Vec<i64> {
         let answer = self.ask("go");
         assert_eq!(answer[0], "done");
-        answer[1..]
-            .iter()
-            .map(|word| word.parse().expect("a number after `done`"))
-            .collect()
+        answer[1..].iter().map(|word| word.parse().expect("a number after `done`")).collect()
     }
 
     /// Tells the target to end; panics unless it does, with code 0.
@@ -132,10 +119,7 @@ mod tests {
             }
             let mut threads = Target::start(&program("threads", Language::C, frames), &[]);
             let books = threads.go();
-            assert!(
-                books[0] > 0 && books[1] > books[0] && books[2] == 80_000,
-                "{books:?}"
-            );
+            assert!(books[0] > 0 && books[1] > books[0] && books[2] == 80_000, "{books:?}");
             threads.quit();
             let mut churn = Target::start(&program("churn", Language::Cxx, frames), &[]);
             assert!(churn.ask("rate")[1].parse::<f64>().unwrap() > 1000.0);
@@ -148,9 +132,7 @@ mod tests {
     fn rate_is_kept_untraced() {
         let rate = program("rate", Language::C, Frames::Omitted);
         let mut target = Target::start(&rate, &["2", "200000", "1"]);
-        let [pairs, elapsed_ms] = target.go()[..] else {
-            panic!("pairs and milliseconds")
-        };
+        let [pairs, elapsed_ms] = target.go()[..] else { panic!("pairs and milliseconds") };
         assert_eq!(pairs, 200_000);
         assert!((950..2000).contains(&elapsed_ms), "{elapsed_ms} ms");
         target.quit();
@@ -163,10 +145,7 @@ mod tests {
         target.tell("go");
         assert_eq!(target.wait().code(), Some(7));
         let killed = Command::new(&path).arg("signal").status().unwrap();
-        assert_eq!(
-            std::os::unix::process::ExitStatusExt::signal(&killed),
-            Some(libc::SIGTERM)
-        );
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&killed), Some(libc::SIGTERM));
     }
 
     #[test]

@@ -17,76 +17,32 @@ struct Leak {
 }
 
 const fn leak(function: &'static str) -> Leak {
-    Leak {
-        function,
-        domain: "malloc",
-        outstanding_count: 3,
-        alloc_count: 3,
-        calls_allocator: true,
-    }
+    Leak { function, domain: "malloc", outstanding_count: 3, alloc_count: 3, calls_allocator: true }
 }
 
 const C_LEAKS: [Leak; 14] = [
     leak("leak_malloc"),
     leak("leak_calloc"),
-    Leak {
-        alloc_count: 6,
-        ..leak("leak_realloc")
-    },
+    Leak { alloc_count: 6, ..leak("leak_realloc") },
     leak("leak_realloc_null"),
-    Leak {
-        alloc_count: 6,
-        ..leak("leak_reallocarray")
-    },
+    Leak { alloc_count: 6, ..leak("leak_reallocarray") },
     leak("leak_posix_memalign"),
     leak("leak_aligned_alloc"),
     leak("leak_memalign"),
     leak("leak_valloc"),
     leak("leak_pvalloc"),
-    Leak {
-        calls_allocator: false,
-        ..leak("leak_strdup")
-    },
-    Leak {
-        domain: "mmap",
-        ..leak("leak_mmap")
-    },
-    Leak {
-        domain: "mmap",
-        outstanding_count: 1,
-        alloc_count: 2,
-        ..leak("leak_mremap")
-    },
-    Leak {
-        domain: "mmap",
-        outstanding_count: 1,
-        alloc_count: 1,
-        ..leak("leak_failed_mremap")
-    },
+    Leak { calls_allocator: false, ..leak("leak_strdup") },
+    Leak { domain: "mmap", ..leak("leak_mmap") },
+    Leak { domain: "mmap", outstanding_count: 1, alloc_count: 2, ..leak("leak_mremap") },
+    Leak { domain: "mmap", outstanding_count: 1, alloc_count: 1, ..leak("leak_failed_mremap") },
 ];
 
 const CXX_LEAKS: [Leak; 4] = [
-    Leak {
-        calls_allocator: false,
-        ..leak("leak_new")
-    },
-    Leak {
-        calls_allocator: false,
-        ..leak("leak_new_array")
-    },
+    Leak { calls_allocator: false, ..leak("leak_new") },
+    Leak { calls_allocator: false, ..leak("leak_new_array") },
     // Three aligned blocks of 9,984 bytes and the rest of the 30,000.
-    Leak {
-        calls_allocator: false,
-        outstanding_count: 4,
-        alloc_count: 4,
-        ..leak("leak_new_aligned")
-    },
-    Leak {
-        calls_allocator: false,
-        outstanding_count: 1,
-        alloc_count: 1,
-        ..leak("leak_vector")
-    },
+    Leak { calls_allocator: false, outstanding_count: 4, alloc_count: 4, ..leak("leak_new_aligned") },
+    Leak { calls_allocator: false, outstanding_count: 1, alloc_count: 1, ..leak("leak_vector") },
 ];
 
 /// Attaches to `leaks`, has it run its plan by `command`, and takes the report.
@@ -108,49 +64,21 @@ fn check_leaks(report: &Report, leaks: &[Leak]) {
         let rows: Vec<&Row> = report.rows_with(leak.function).collect();
         let context = format!("{}, of\n{}", leak.function, report.outstanding());
         let totals = sum(rows.iter().copied());
-        assert_eq!(
-            totals.outstanding_bytes, LEAKED_BYTES,
-            "outstanding bytes of {context}"
-        );
-        assert_eq!(
-            totals.outstanding_count, leak.outstanding_count,
-            "outstanding blocks of {context}"
-        );
-        assert_eq!(
-            totals.alloc_count, leak.alloc_count,
-            "allocations of {context}"
-        );
+        assert_eq!(totals.outstanding_bytes, LEAKED_BYTES, "outstanding bytes of {context}");
+        assert_eq!(totals.outstanding_count, leak.outstanding_count, "outstanding blocks of {context}");
+        assert_eq!(totals.alloc_count, leak.alloc_count, "allocations of {context}");
         for row in rows {
             let names = row.names();
             assert_eq!(row.domain, leak.domain, "domain of {names:?}");
             assert_eq!(row.bytes_are, "requested");
-            assert_eq!(
-                row.called_by(leak.function),
-                leak.calls_allocator,
-                "caller in {names:?}"
-            );
+            assert_eq!(row.called_by(leak.function), leak.calls_allocator, "caller in {names:?}");
             // The stack goes on past the leaking function, whatever it was compiled with.
-            let at = row
-                .frames
-                .iter()
-                .position(|frame| frame.name() == Some(leak.function));
-            let outer: Vec<_> = row.frames[at.unwrap() + 1..]
-                .iter()
-                .map(|frame| frame.name())
-                .collect();
-            assert!(
-                outer.starts_with(&[Some("run_plan"), Some("main")]),
-                "callers in {names:?}"
-            );
+            let at = row.frames.iter().position(|frame| frame.name() == Some(leak.function));
+            let outer: Vec<_> = row.frames[at.unwrap() + 1..].iter().map(|frame| frame.name()).collect();
+            assert!(outer.starts_with(&[Some("run_plan"), Some("main")]), "callers in {names:?}");
             let frame = &row.frames[at.unwrap()];
             assert_eq!(frame.kind, "native");
-            assert!(
-                frame
-                    .file
-                    .as_deref()
-                    .is_some_and(|file| file.contains("leaks.c")),
-                "file of {frame:?}"
-            );
+            assert!(frame.file.as_deref().is_some_and(|file| file.contains("leaks.c")), "file of {frame:?}");
             assert!(frame.line.is_some_and(|line| line > 0), "line of {frame:?}");
         }
     }
@@ -165,55 +93,21 @@ fn check_leaks(report: &Report, leaks: &[Leak]) {
 fn check_clean(report: &Report, leaks: &[Leak]) {
     for leak in leaks {
         let totals = report.totals_of(leak.function);
-        assert_eq!(
-            totals.alloc_count, leak.alloc_count,
-            "allocations of {}",
-            leak.function
-        );
-        assert_eq!(
-            totals.free_count, leak.alloc_count,
-            "frees of {}",
-            leak.function
-        );
+        assert_eq!(totals.alloc_count, leak.alloc_count, "allocations of {}", leak.function);
+        assert_eq!(totals.free_count, leak.alloc_count, "frees of {}", leak.function);
     }
-    assert_eq!(
-        report.totals.outstanding_count,
-        0,
-        "{}",
-        report.outstanding()
-    );
+    assert_eq!(report.totals.outstanding_count, 0, "{}", report.outstanding());
     assert_eq!(report.totals.outstanding_bytes, 0);
 }
 
 fn check_mappings(report: &Report) {
     let unmapped = report.totals_of("unmap_all");
-    assert_eq!(
-        (
-            unmapped.alloc_count,
-            unmapped.free_count,
-            unmapped.alloc_bytes
-        ),
-        (1, 1, LEAKED_BYTES)
-    );
-    assert_eq!(
-        report.rows_with("map_file").count(),
-        0,
-        "a mapped file is no allocation"
-    );
-    assert_eq!(
-        report.rows_with("map_too_much").count(),
-        0,
-        "a failed mmap is no allocation"
-    );
+    assert_eq!((unmapped.alloc_count, unmapped.free_count, unmapped.alloc_bytes), (1, 1, LEAKED_BYTES));
+    assert_eq!(report.rows_with("map_file").count(), 0, "a mapped file is no allocation");
+    assert_eq!(report.rows_with("map_too_much").count(), 0, "a failed mmap is no allocation");
     let target = &report.targets[0];
-    assert!(
-        target.libc.as_deref().is_some_and(|libc| !libc.is_empty()),
-        "{target:?}"
-    );
-    assert!(
-        !target.allocators.is_empty() && target.runtime.is_none(),
-        "{target:?}"
-    );
+    assert!(target.libc.as_deref().is_some_and(|libc| !libc.is_empty()), "{target:?}");
+    assert!(!target.allocators.is_empty() && target.runtime.is_none(), "{target:?}");
     let exe = target.exe.as_deref().unwrap();
     assert_eq!(target.command, [exe], "the command as it was started");
 }

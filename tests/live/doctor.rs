@@ -41,10 +41,7 @@ fn consult(target: &Target, functions: &[&str]) -> String {
     finished.expect_code(0);
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     for function in functions {
-        let named = finished
-            .stdout
-            .split(|c| !is_word(c))
-            .any(|word| word == *function);
+        let named = finished.stdout.split(|c| !is_word(c)).any(|word| word == *function);
         assert!(named, "doctor names {function}:\n{}", finished.stdout);
     }
     finished.stdout
@@ -69,10 +66,7 @@ fn doctor_names_the_functions_of_both_kinds_of_python() {
         consult(&target, &LIBC);
         let said = consult(&target, &PYTHON);
         let minor = python.version.rsplit_once('.').unwrap().0;
-        assert!(
-            said.contains(minor),
-            "doctor names version {minor}:\n{said}"
-        );
+        assert!(said.contains(minor), "doctor names version {minor}:\n{said}");
     }
 }
 

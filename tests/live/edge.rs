@@ -48,11 +48,7 @@ fn hard_cases_are_counted_exactly() {
             unmatched_free_count: 0,
         };
         assert_eq!(report.totals_of(function), part, "{function}");
-        assert_eq!(
-            report.rows_with(function).count() > 0,
-            alloc_count > 0,
-            "rows of {function}"
-        );
+        assert_eq!(report.rows_with(function).count() > 0, alloc_count > 0, "rows of {function}");
         expected.alloc_count += part.alloc_count;
         expected.alloc_bytes += part.alloc_bytes;
         expected.free_count += part.free_count;
@@ -67,22 +63,9 @@ fn hard_cases_are_counted_exactly() {
     // A failed realloc leaves the block with the stack of its malloc: the call in the line before.
     let row = report.rows_with("failed_realloc").next().unwrap();
     let source = std::fs::read_to_string(memtrace_tests::harness::source_path("edge.c")).unwrap();
-    let line = source
-        .lines()
-        .position(|line| line.contains("malloc(hidden(5000))"))
-        .unwrap()
-        + 1;
-    assert_eq!(
-        row.frames[0].line,
-        u32::try_from(line).ok(),
-        "{:?}",
-        row.frames[0]
-    );
+    let line = source.lines().position(|line| line.contains("malloc(hidden(5000))")).unwrap() + 1;
+    assert_eq!(row.frames[0].line, u32::try_from(line).ok(), "{:?}", row.frames[0]);
 
     // What malloc maps for itself is no mapping of the program.
-    assert!(
-        report.stacks.iter().all(|row| row.domain == "malloc"),
-        "{}",
-        report.outstanding()
-    );
+    assert!(report.stacks.iter().all(|row| row.domain == "malloc"), "{}", report.outstanding());
 }

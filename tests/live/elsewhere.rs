@@ -1,9 +1,7 @@
 //! Targets whose files are not where their paths say: in another mount namespace, or replaced since.
 
 use memtrace_tests::harness::program::open_directory;
-use memtrace_tests::harness::{
-    Frames, Language, Memtrace, Report, Target, as_root, copy_of, program,
-};
+use memtrace_tests::harness::{Frames, Language, Memtrace, Report, Target, as_root, copy_of, program};
 use std::fs;
 use std::process::Command;
 
@@ -21,24 +19,11 @@ exec chroot "$1" /service/server
 
 fn check_sizes(report: &Report) {
     report.expect_nothing_lost();
-    for (function, bytes) in [
-        ("leak_small", 1000),
-        ("leak_medium", 100_000),
-        ("leak_mapping", 81_920),
-    ] {
+    for (function, bytes) in [("leak_small", 1000), ("leak_medium", 100_000), ("leak_mapping", 81_920)] {
         let totals = report.totals_of(function);
-        assert_eq!(
-            totals.outstanding_bytes,
-            bytes,
-            "{function}, of\n{}",
-            report.outstanding()
-        );
+        assert_eq!(totals.outstanding_bytes, bytes, "{function}, of\n{}", report.outstanding());
         for row in report.rows_with(function) {
-            assert!(
-                row.called_by(function) && row.has("run_plan"),
-                "{:?}",
-                row.names()
-            );
+            assert!(row.called_by(function) && row.has("run_plan"), "{:?}", row.names());
         }
     }
 }
@@ -59,26 +44,13 @@ fn a_process_in_another_mount_namespace_is_traced_and_named() {
             .arg(root.path())
             .arg(program("sizes", Language::C, Frames::Omitted)),
     );
-    assert_eq!(
-        fs::read_dir(root.path()).unwrap().count(),
-        0,
-        "the files are invisible from here"
-    );
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "the files are invisible from here");
     let report = trace(&mut target);
     check_sizes(&report);
     let frame = &report.rows_with("leak_small").next().unwrap().frames[0];
     let module = frame.module.as_deref().unwrap();
-    assert!(
-        module.ends_with("/service/server"),
-        "the path as the target sees it: {module}"
-    );
-    assert!(
-        frame
-            .file
-            .as_deref()
-            .is_some_and(|file| file.ends_with("sizes.c")),
-        "{frame:?}"
-    );
+    assert!(module.ends_with("/service/server"), "the path as the target sees it: {module}");
+    assert!(frame.file.as_deref().is_some_and(|file| file.ends_with("sizes.c")), "{frame:?}");
     target.quit();
 }
 
@@ -96,17 +68,8 @@ fn a_file_replaced_since_it_was_mapped_gives_the_old_names() {
 
     let report = trace(&mut target);
     check_sizes(&report);
-    for function in [
-        "failed_realloc",
-        "free_null",
-        "realloc_to_zero",
-        "big_blocks",
-    ] {
-        assert_eq!(
-            report.rows_with(function).count(),
-            0,
-            "a name of the new file: {function}"
-        );
+    for function in ["failed_realloc", "free_null", "realloc_to_zero", "big_blocks"] {
+        assert_eq!(report.rows_with(function).count(), 0, "a name of the new file: {function}");
     }
     target.quit();
 }

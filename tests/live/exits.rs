@@ -2,9 +2,7 @@
 
 use memtrace_tests::harness::program::open_directory;
 use memtrace_tests::harness::report::Totals;
-use memtrace_tests::harness::{
-    Finished, Frames, Language, Memtrace, Report, Target, as_root, program,
-};
+use memtrace_tests::harness::{Finished, Frames, Language, Memtrace, Report, Target, as_root, program};
 use std::fs;
 use std::path::Path;
 
@@ -16,20 +14,12 @@ fn exits() -> std::path::PathBuf {
 fn trace_command(command: &[&str], input: &str) -> (Finished, Report) {
     let directory = open_directory();
     let path = directory.path().join("report.json");
-    let mut memtrace = Memtrace::new([] as [&str; 0])
-        .output(&path)
-        .input(input)
-        .arg("--");
+    let mut memtrace = Memtrace::new([] as [&str; 0]).output(&path).input(input).arg("--");
     for word in command {
         memtrace = memtrace.arg(word);
     }
     let finished = memtrace.run();
-    assert!(
-        path.exists(),
-        "a report was written; code {:?}:\n{}",
-        finished.status,
-        finished.stderr
-    );
+    assert!(path.exists(), "a report was written; code {:?}:\n{}", finished.status, finished.stderr);
     let report = Report::read(&path);
     (finished, report)
 }
@@ -37,26 +27,11 @@ fn trace_command(command: &[&str], input: &str) -> (Finished, Report) {
 fn check_leak_at_the_end(report: &Report) {
     report.expect_nothing_lost();
     let totals = report.totals_of("leak_at_the_end");
-    assert_eq!(
-        (totals.outstanding_count, totals.outstanding_bytes),
-        (3, 30_000),
-        "{}",
-        report.outstanding()
-    );
+    assert_eq!((totals.outstanding_count, totals.outstanding_bytes), (3, 30_000), "{}", report.outstanding());
     for row in report.rows_with("leak_at_the_end") {
-        assert!(
-            row.called_by("leak_at_the_end") && row.has("main"),
-            "{:?}",
-            row.names()
-        );
+        assert!(row.called_by("leak_at_the_end") && row.has("main"), "{:?}", row.names());
         let frame = &row.frames[0];
-        assert!(
-            frame
-                .file
-                .as_deref()
-                .is_some_and(|file| file.ends_with("exits.c")),
-            "{frame:?}"
-        );
+        assert!(frame.file.as_deref().is_some_and(|file| file.ends_with("exits.c")), "{frame:?}");
     }
 }
 
@@ -90,10 +65,7 @@ fn a_command_is_traced_from_its_first_allocation_to_its_end() {
         ..Totals::default()
     };
     assert_eq!(constructor, expected, "{}", report.outstanding());
-    assert_eq!(
-        (report.totals.alloc_count, report.totals.free_count),
-        (4, 0)
-    );
+    assert_eq!((report.totals.alloc_count, report.totals.free_count), (4, 0));
     assert_eq!(report.targets[0].command, [path.to_str().unwrap()]);
 }
 
@@ -110,19 +82,11 @@ fn a_command_that_dies_of_a_signal_gives_128_and_its_number() {
 fn a_command_that_executes_another_is_traced_in_the_other() {
     let _root = as_root();
     let path = exits();
-    let (finished, report) = trace_command(
-        &["/bin/sh", "-c", "exec \"$0\"", path.to_str().unwrap()],
-        "",
-    );
+    let (finished, report) = trace_command(&["/bin/sh", "-c", "exec \"$0\"", path.to_str().unwrap()], "");
     finished.expect_code(7);
     check_leak_at_the_end(&report);
     let of_program = report.totals.outstanding_bytes;
-    assert_eq!(
-        of_program,
-        31_111,
-        "the shell's memory is gone since exec:\n{}",
-        report.outstanding()
-    );
+    assert_eq!(of_program, 31_111, "the shell's memory is gone since exec:\n{}", report.outstanding());
 }
 
 #[test]
@@ -134,41 +98,22 @@ fn a_cxx_command_is_traced_from_its_first_allocation() {
     report.expect_nothing_lost();
     for function in ["leak_new", "leak_new_array", "leak_vector"] {
         let totals = report.totals_of(function);
-        assert_eq!(
-            totals.outstanding_bytes,
-            30_000,
-            "{function}, of\n{}",
-            report.outstanding()
-        );
+        assert_eq!(totals.outstanding_bytes, 30_000, "{function}, of\n{}", report.outstanding());
     }
     // The C++ library allocates before main; that it was seen shows that tracing began in time.
-    let early = report
-        .stacks
-        .iter()
-        .filter(|row| !row.has("main") && row.alloc_count > 0);
+    let early = report.stacks.iter().filter(|row| !row.has("main") && row.alloc_count > 0);
     assert!(early.count() > 0, "{}", report.outstanding());
-    assert!(
-        finished.stdout.starts_with("ready\ndone\n"),
-        "the command keeps its standard output"
-    );
+    assert!(finished.stdout.starts_with("ready\ndone\n"), "the command keeps its standard output");
 }
 
 #[test]
 fn a_command_that_cannot_start_gives_126_or_127() {
     let _root = as_root();
-    Memtrace::new(["--", "no-such-command-anywhere"])
-        .run()
-        .expect_error(127);
-    Memtrace::new(["--", "/no/such/file"])
-        .run()
-        .expect_error(127);
+    Memtrace::new(["--", "no-such-command-anywhere"]).run().expect_error(127);
+    Memtrace::new(["--", "/no/such/file"]).run().expect_error(127);
     let directory = open_directory();
     let file = directory.path().join("not-executable");
     fs::write(&file, "#!/bin/sh\n").unwrap();
-    Memtrace::new([Path::new("--"), &file])
-        .run()
-        .expect_error(126);
-    Memtrace::new([Path::new("--"), directory.path()])
-        .run()
-        .expect_error(126);
+    Memtrace::new([Path::new("--"), &file]).run().expect_error(126);
+    Memtrace::new([Path::new("--"), directory.path()]).run().expect_error(126);
 }

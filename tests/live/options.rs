@@ -1,9 +1,7 @@
 //! Options that select, limit or end a trace, on `targets/sizes.c`.
 
 use memtrace_tests::harness::program::open_directory;
-use memtrace_tests::harness::{
-    Finished, Frames, Language, Memtrace, Report, Target, as_root, program,
-};
+use memtrace_tests::harness::{Finished, Frames, Language, Memtrace, Report, Target, as_root, program};
 
 fn sizes() -> Target {
     Target::start(&program("sizes", Language::C, Frames::Omitted), &[])
@@ -41,46 +39,20 @@ fn a_duration_ends_the_trace_and_an_interval_reports_on_the_way() {
     finished.expect_code(0);
     target.quit();
     let reports = Report::parse_all(&finished.stdout);
-    assert!(
-        reports.len() >= 3,
-        "two on the way and the last, not {}",
-        reports.len()
-    );
-    let counts: Vec<u64> = reports
-        .iter()
-        .map(|report| report.totals.alloc_count)
-        .collect();
+    assert!(reports.len() >= 3, "two on the way and the last, not {}", reports.len());
+    let counts: Vec<u64> = reports.iter().map(|report| report.totals.alloc_count).collect();
     assert!(counts.is_sorted(), "{counts:?}");
     let last = reports.last().unwrap();
-    assert_eq!(
-        outstanding(last, "leak_medium"),
-        (20, 100_000),
-        "{}",
-        last.outstanding()
-    );
-    assert!(
-        (2900..8000).contains(&last.duration_ms),
-        "{} ms",
-        last.duration_ms
-    );
+    assert_eq!(outstanding(last, "leak_medium"), (20, 100_000), "{}", last.outstanding());
+    assert!((2900..8000).contains(&last.duration_ms), "{} ms", last.duration_ms);
 }
 
 #[test]
 fn sizes_select_allocations() {
     let _root = as_root();
     let report = trace(&["--min-size", "1000", "--max-size", "20000"]).report();
-    for function in [
-        "leak_small",
-        "leak_below_min",
-        "leak_above_max",
-        "leak_large",
-        "leak_huge",
-    ] {
-        assert_eq!(
-            report.rows_with(function).count(),
-            0,
-            "{function} is out of bounds"
-        );
+    for function in ["leak_small", "leak_below_min", "leak_above_max", "leak_large", "leak_huge"] {
+        assert_eq!(report.rows_with(function).count(), 0, "{function} is out of bounds");
     }
     assert_eq!(outstanding(&report, "leak_at_min"), (10, 10_000));
     assert_eq!(outstanding(&report, "leak_medium"), (20, 100_000));
@@ -98,12 +70,7 @@ fn size_suffixes_are_binary() {
     let report = trace(&["--min-size", "64KiB", "--max-size", "1MiB"]).report();
     assert_eq!(outstanding(&report, "leak_large"), (10, 1_000_000));
     assert_eq!(outstanding(&report, "leak_huge"), (10, 10 << 20));
-    assert_eq!(
-        report.totals.outstanding_count,
-        20,
-        "{}",
-        report.outstanding()
-    );
+    assert_eq!(report.totals.outstanding_count, 20, "{}", report.outstanding());
 }
 
 #[test]
@@ -112,12 +79,7 @@ fn domains_select_allocators() {
     let report = trace(&["--domains", "mmap"]).report();
     assert_eq!(outstanding(&report, "leak_mapping"), (10, 81_920));
     // The program asked malloc, not mmap, for its huge blocks: they belong to a domain that is not traced.
-    assert_eq!(
-        report.rows_with("leak_huge").count(),
-        0,
-        "{}",
-        report.outstanding()
-    );
+    assert_eq!(report.rows_with("leak_huge").count(), 0, "{}", report.outstanding());
     assert!(report.stacks.iter().all(|row| row.domain == "mmap"));
 
     let report = trace(&["--domains", "malloc"]).report();
@@ -130,28 +92,15 @@ fn domains_select_allocators() {
 fn include_and_exclude_select_stacks() {
     let _root = as_root();
     let report = trace(&["--include", "leak_med", "--exclude", "^build_cache$"]).report();
-    assert_eq!(
-        report.totals.outstanding_bytes,
-        50_000,
-        "{}",
-        report.outstanding()
-    );
-    assert!(
-        report
-            .stacks
-            .iter()
-            .all(|row| row.has("leak_medium") && row.has("build_index"))
-    );
+    assert_eq!(report.totals.outstanding_bytes, 50_000, "{}", report.outstanding());
+    assert!(report.stacks.iter().all(|row| row.has("leak_medium") && row.has("build_index")));
 }
 
 #[test]
 fn several_processes_are_traced_at_once() {
     let _root = as_root();
     let mut targets = [sizes(), sizes()];
-    let pids: Vec<String> = targets
-        .iter()
-        .map(|target| target.pid().to_string())
-        .collect();
+    let pids: Vec<String> = targets.iter().map(|target| target.pid().to_string()).collect();
     let session = Memtrace::new(["-p", &pids[0], "-p", &pids[1], "--format", "json"]).trace();
     for target in &mut targets {
         target.go();
@@ -160,10 +109,7 @@ fn several_processes_are_traced_at_once() {
     let traced: Vec<u32> = report.targets.iter().map(|target| target.pid).collect();
     assert_eq!(traced, targets.each_ref().map(Target::pid));
     for pid in traced {
-        let rows = report
-            .stacks
-            .iter()
-            .filter(|row| row.pid == pid && row.has("leak_at_max"));
+        let rows = report.stacks.iter().filter(|row| row.pid == pid && row.has("leak_at_max"));
         assert_eq!(rows.map(|row| row.outstanding_bytes).sum::<u64>(), 200_000);
     }
 }
@@ -177,12 +123,7 @@ fn a_process_beside_the_target_is_not_traced() {
     bystander.go();
     target.go();
     let report = session.stop().report();
-    assert_eq!(
-        outstanding(&report, "leak_medium"),
-        (20, 100_000),
-        "{}",
-        report.outstanding()
-    );
+    assert_eq!(outstanding(&report, "leak_medium"), (20, 100_000), "{}", report.outstanding());
 }
 
 #[test]
@@ -211,29 +152,16 @@ fn standard_error_names_the_target_unless_quiet() {
     session.signal(libc::SIGTERM);
     let finished = session.finish();
     finished.expect_code(0);
-    let line = finished
-        .stderr
-        .lines()
-        .find(|line| line.starts_with(&format!("memtrace: tracing {pid} (")));
-    assert!(
-        line.is_some_and(|line| line.contains("sizes")),
-        "{}",
-        finished.stderr
-    );
-    assert!(
-        finished.stdout.contains("leak_huge"),
-        "text is the default:\n{}",
-        finished.stdout
-    );
+    let line = finished.stderr.lines().find(|line| line.starts_with(&format!("memtrace: tracing {pid} (")));
+    assert!(line.is_some_and(|line| line.contains("sizes")), "{}", finished.stderr);
+    assert!(finished.stdout.contains("leak_huge"), "text is the default:\n{}", finished.stdout);
     assert!(
         finished.stdout.contains("10.0 MiB") || finished.stdout.contains("10 MiB"),
         "{}",
         finished.stdout
     );
 
-    let finished = Memtrace::new(["-q", "-p", &pid, "--format", "json"])
-        .trace()
-        .stop();
+    let finished = Memtrace::new(["-q", "-p", &pid, "--format", "json"]).trace().stop();
     assert_eq!(finished.stderr, "", "quiet");
     assert_eq!(finished.report().totals.alloc_count, 0, "nothing happened");
     target.quit();
@@ -250,10 +178,7 @@ fn an_existing_output_is_kept_unless_forced() {
     let finished = Memtrace::new(["-p", &pid]).output(&path).run();
     assert!(matches!(finished.code(), 1 | 2), "{finished:?}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
-    let finished = Memtrace::new(["-p", &pid, "--force"])
-        .output(&path)
-        .trace()
-        .stop();
+    let finished = Memtrace::new(["-p", &pid, "--force"]).output(&path).trace().stop();
     finished.expect_code(0);
     Report::read(&path);
     target.quit();

@@ -15,18 +15,12 @@ const C_BLOCKS: u64 = 100;
 /// The rows whose outstanding blocks all have this size: sizes that nothing else in the plan asks for.
 fn rows_of_size(report: &Report, bytes: u64) -> Vec<&Row> {
     let all = report.stacks.iter();
-    all.filter(|row| {
-        row.outstanding_count > 0 && row.outstanding_bytes == row.outstanding_count * bytes
-    })
-    .collect()
+    all.filter(|row| row.outstanding_count > 0 && row.outstanding_bytes == row.outstanding_count * bytes)
+        .collect()
 }
 
 fn outstanding(rows: &[&Row]) -> (u64, u64) {
-    let Totals {
-        outstanding_count,
-        outstanding_bytes,
-        ..
-    } = sum(rows.iter().copied());
+    let Totals { outstanding_count, outstanding_bytes, .. } = sum(rows.iter().copied());
     (outstanding_count, outstanding_bytes)
 }
 
@@ -34,29 +28,18 @@ fn check(report: &Report, python: &Python, c_blocks: u64) {
     report.expect_nothing_lost();
     let objects = rows_of_size(report, OBJECT_BYTES);
     let expected = (OBJECTS, OBJECTS * OBJECT_BYTES);
-    assert_eq!(
-        outstanding(&objects),
-        expected,
-        "the list, of\n{}",
-        report.outstanding()
-    );
+    assert_eq!(outstanding(&objects), expected, "the list, of\n{}", report.outstanding());
     for row in &objects {
         assert_ne!(row.domain, "mmap", "{:?}", row.names());
     }
 
     let blocks = rows_of_size(report, C_BLOCK_BYTES);
     let expected = (c_blocks, c_blocks * C_BLOCK_BYTES);
-    assert_eq!(
-        outstanding(&blocks),
-        expected,
-        "ctypes, of\n{}",
-        report.outstanding()
-    );
+    assert_eq!(outstanding(&blocks), expected, "ctypes, of\n{}", report.outstanding());
     for row in blocks {
         assert_eq!(row.domain, "malloc", "{:?}", row.names());
         let by_ffi = row.frames.iter().any(|frame| {
-            let named =
-                |text: &Option<String>| text.as_deref().is_some_and(|text| text.contains("ffi"));
+            let named = |text: &Option<String>| text.as_deref().is_some_and(|text| text.contains("ffi"));
             named(&frame.function) || named(&frame.module)
         });
         assert!(by_ffi, "ffi calls malloc, in {:?}", row.frames);
@@ -67,11 +50,7 @@ fn check(report: &Report, python: &Python, c_blocks: u64) {
     };
     assert_eq!(kind, "cpython");
     let version = version.as_deref().expect("the version is known");
-    assert!(
-        python.version.starts_with(version),
-        "{version} for {}",
-        python.version
-    );
+    assert!(python.version.starts_with(version), "{version} for {}", python.version);
 }
 
 fn attach(shared: bool) {
@@ -102,10 +81,7 @@ fn start(shared: bool) {
     let report = Report::read(&path);
     check(&report, &python, C_BLOCKS + 10);
     let early = report.totals.alloc_count;
-    assert!(
-        early > 10_000,
-        "the start of an interpreter allocates more than {early} blocks"
-    );
+    assert!(early > 10_000, "the start of an interpreter allocates more than {early} blocks");
 }
 
 #[test]

@@ -47,10 +47,7 @@ impl Recorded {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
         let mut memtrace = Memtrace::with_binary(&self.path("memtrace"), ["report"]);
-        memtrace = memtrace
-            .directory(self.directory.path())
-            .as_nobody()
-            .arg(file);
+        memtrace = memtrace.directory(self.directory.path()).as_nobody().arg(file);
         for option in options {
             memtrace = memtrace.arg(option);
         }
@@ -58,23 +55,11 @@ impl Recorded {
     }
 
     fn check_same_rows(&self) {
-        let later = self
-            .report(&self.path("trace.memtrace"), &["--format", "json"])
-            .report();
-        for key in [
-            "targets",
-            "totals",
-            "stacks",
-            "loss",
-            "mode",
-            "coverage",
-            "started_unix_ms",
-            "duration_ms",
-        ] {
-            assert_eq!(
-                later.json[key], self.live.json[key],
-                "{key}, later and live"
-            );
+        let later = self.report(&self.path("trace.memtrace"), &["--format", "json"]).report();
+        for key in
+            ["targets", "totals", "stacks", "loss", "mode", "coverage", "started_unix_ms", "duration_ms"]
+        {
+            assert_eq!(later.json[key], self.live.json[key], "{key}, later and live");
         }
         let as_file = Report::read(&self.path("report.json"));
         assert_eq!(as_file.json, self.live.json, "the file and standard output");
@@ -87,67 +72,39 @@ impl Recorded {
         let bytes = folded.lines().map(|line| {
             let (stack, bytes) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?}"));
             assert!(stack.contains(';'), "{line:?}");
-            bytes
-                .parse::<u64>()
-                .unwrap_or_else(|error| panic!("{line:?}: {error}"))
+            bytes.parse::<u64>().unwrap_or_else(|error| panic!("{line:?}: {error}"))
         });
-        assert_eq!(
-            bytes.sum::<u64>(),
-            self.live.totals.outstanding_bytes,
-            "{folded}"
-        );
+        assert_eq!(bytes.sum::<u64>(), self.live.totals.outstanding_bytes, "{folded}");
         // Folded stacks go from the outermost frame to the innermost.
         assert!(folded.contains("main;run_plan;leak_malloc"), "{folded}");
         let svg = fs::read_to_string(self.path("report.svg")).unwrap();
-        assert!(
-            svg.contains("<svg")
-                && svg.trim_end().ends_with("</svg>")
-                && svg.contains("leak_malloc")
-        );
+        assert!(svg.contains("<svg") && svg.trim_end().ends_with("</svg>") && svg.contains("leak_malloc"));
         for (option, file) in [("text", &text), ("folded", &folded), ("svg", &svg)] {
             let later = self.report(&self.path("trace.memtrace"), &["--format", option]);
             later.expect_code(0);
-            assert_eq!(
-                later.stdout.trim_end(),
-                file.trim_end(),
-                "{option}, later and live"
-            );
+            assert_eq!(later.stdout.trim_end(), file.trim_end(), "{option}, later and live");
         }
     }
 
     fn check_selection(&self) {
         let file = self.path("trace.memtrace");
-        let only = self
-            .report(&file, &["--format", "json", "--include", "^leak_calloc$"])
-            .report();
+        let only = self.report(&file, &["--format", "json", "--include", "^leak_calloc$"]).report();
         assert_eq!(only.totals.outstanding_bytes, 30_000);
         assert!(only.stacks.iter().all(|row| row.has("leak_calloc")));
-        let without = self
-            .report(&file, &["--format", "json", "--exclude", "^leak_calloc$"])
-            .report();
+        let without = self.report(&file, &["--format", "json", "--exclude", "^leak_calloc$"]).report();
         let rest = self.live.totals.outstanding_bytes - 30_000;
         assert_eq!(without.totals.outstanding_bytes, rest);
+        let old = self.report(&file, &["--format", "json", "--min-age", "1h"]).report();
+        assert_eq!(old.totals.outstanding_count, 0, "nothing is an hour old:\n{}", old.outstanding());
         let stacks_shown = |top: &str| {
             let text = self.report(&file, &["--top", top]);
             text.expect_code(0);
             text.stdout.matches("run_plan").count()
         };
         let (one, three, all) = (stacks_shown("1"), stacks_shown("3"), stacks_shown("0"));
-        assert_eq!(
-            (one, three),
-            (1, 3),
-            "stacks in the text with --top 1 and 3"
-        );
-        let outstanding = self
-            .live
-            .stacks
-            .iter()
-            .filter(|row| row.outstanding_count > 0)
-            .count();
-        assert!(
-            all >= outstanding,
-            "--top 0 shows all: {all} of {outstanding}"
-        );
+        assert_eq!((one, three), (1, 3), "stacks in the text with --top 1 and 3");
+        let outstanding = self.live.stacks.iter().filter(|row| row.outstanding_count > 0).count();
+        assert!(all >= outstanding, "--top 0 shows all: {all} of {outstanding}");
     }
 
     /// A part of a recording is reported with a note, or, without even its beginning, refused.
@@ -157,22 +114,12 @@ impl Recorded {
         let finished = self.report(&path, &["--format", "json"]);
         if finished.code() == 0 {
             let report = finished.report();
-            assert!(
-                report.totals.alloc_count <= self.live.totals.alloc_count,
-                "{name}"
-            );
+            assert!(report.totals.alloc_count <= self.live.totals.alloc_count, "{name}");
             let differs = report.json["stacks"] != self.live.json["stacks"];
             let noted = report.notes.len() > self.live.notes.len();
-            assert!(
-                noted || !(must_be_noted || differs),
-                "{name}: the report says that it is damaged"
-            );
+            assert!(noted || !(must_be_noted || differs), "{name}: the report says that it is damaged");
         } else {
-            assert!(
-                may_be_refused,
-                "{name} is read as far as it is whole: {}",
-                finished.stderr
-            );
+            assert!(may_be_refused, "{name} is read as far as it is whole: {}", finished.stderr);
             finished.expect_error(1);
         }
         fs::remove_file(&path).unwrap();
@@ -186,12 +133,7 @@ impl Recorded {
         }
         self.check_damaged("all but a byte", &whole[..whole.len() - 1], false, true);
         for length in [0, 1, 7, 16, 40] {
-            self.check_damaged(
-                &format!("{length} bytes of it"),
-                &whole[..length],
-                true,
-                true,
-            );
+            self.check_damaged(&format!("{length} bytes of it"), &whole[..length], true, true);
         }
         for part in 1..16 {
             let mut damaged = whole.clone();

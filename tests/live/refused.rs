@@ -51,17 +51,12 @@ fn a_kernel_thread_is_refused() {
     const PF_KTHREAD: u64 = 0x0020_0000;
     let is_kernel_thread = |pid: &u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let flags = stat
-            .rsplit(") ")
-            .next()
-            .and_then(|rest| rest.split(' ').nth(6)?.parse::<u64>().ok());
+        let flags = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(6)?.parse::<u64>().ok());
         flags.is_some_and(|flags| flags & PF_KTHREAD != 0)
     };
     let entries = fs::read_dir("/proc").unwrap();
     let mut pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let pid = pids
-        .find(is_kernel_thread)
-        .expect("kernel threads are visible: not in a PID namespace");
+    let pid = pids.find(is_kernel_thread).expect("kernel threads are visible: not in a PID namespace");
     let what = refused(pid);
     assert!(what.contains("kernel"), "the error says why: {what}");
 }
@@ -90,21 +85,12 @@ fn another_users_process_is_refused_without_privilege() {
     copy_of(binary(), &copy);
     let target = Target::start(&program("sizes", Language::C, Frames::Kept), &[]);
     let pid = target.pid().to_string();
-    let run = Memtrace::with_binary(&copy, ["-p", &pid])
-        .directory(directory.path())
-        .as_nobody()
-        .run();
+    let run = Memtrace::with_binary(&copy, ["-p", &pid]).directory(directory.path()).as_nobody().run();
     let (what, hint) = run.expect_error(3);
     println!("{what}\n{hint}");
-    assert!(
-        hint.contains("sudo") || hint.contains("CAP_"),
-        "the hint says how: {hint}"
-    );
+    assert!(hint.contains("sudo") || hint.contains("CAP_"), "the hint says how: {hint}");
     // Commands too.
-    let run = Memtrace::with_binary(&copy, ["--", "true"])
-        .directory(directory.path())
-        .as_nobody()
-        .run();
+    let run = Memtrace::with_binary(&copy, ["--", "true"]).directory(directory.path()).as_nobody().run();
     // 125 is memtrace's own failure where a command's code is expected; the environment's is 3.
     assert!(matches!(run.code(), 3 | 125), "{run:?}");
     assert!(run.stderr.contains("\nhint: "), "{run:?}");

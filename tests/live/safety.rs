@@ -45,17 +45,9 @@ fn killing_memtrace_leaves_the_target_right_and_fast() {
     let _root = as_root();
     let mut target = Target::start(&program("churn", Language::Cxx, Frames::Omitted), &[]);
     let pid = target.pid().to_string();
-    let before = (0..3)
-        .map(|_| rate_of(&mut target))
-        .fold(f64::INFINITY, f64::min);
+    let before = (0..3).map(|_| rate_of(&mut target)).fold(f64::INFINITY, f64::min);
 
-    for moment in [
-        Moment::Started,
-        Moment::Attaching,
-        Moment::Ready,
-        Moment::Tracing,
-        Moment::Detaching,
-    ] {
+    for moment in [Moment::Started, Moment::Attaching, Moment::Ready, Moment::Tracing, Moment::Detaching] {
         let (memtrace, ready) = Memtrace::new(["-p", &pid, "--format", "json"]).ready_fd();
         let mut session = memtrace.spawn();
         match moment {
@@ -65,20 +57,14 @@ fn killing_memtrace_leaves_the_target_right_and_fast() {
             Moment::Tracing | Moment::Detaching => {
                 session.wait_ready(ready);
                 let traced = rate_of(&mut target);
-                assert!(
-                    traced < before * 0.8,
-                    "{traced} of {before} operations per second: is it traced?"
-                );
+                assert!(traced < before * 0.8, "{traced} of {before} operations per second: is it traced?");
             }
         }
         if matches!(moment, Moment::Detaching) {
             session.signal(libc::SIGINT);
         }
         let status = session.kill().status;
-        assert!(
-            !status.success(),
-            "{moment:?}: memtrace was killed, yet ended with {status}"
-        );
+        assert!(!status.success(), "{moment:?}: memtrace was killed, yet ended with {status}");
 
         assert_eq!(target.ask("check"), ["ok"], "after a kill at {moment:?}");
         // The kernel may take a moment to clear up; other work on the machine may disturb one figure.
@@ -89,10 +75,7 @@ fn killing_memtrace_leaves_the_target_right_and_fast() {
                 break;
             }
         }
-        assert!(
-            best >= before * 0.8,
-            "{best} operations per second after {moment:?}, {before} before"
-        );
+        assert!(best >= before * 0.8, "{best} operations per second after {moment:?}, {before} before");
     }
     assert_eq!(target.ask("check"), ["ok"]);
     target.quit();
@@ -112,10 +95,6 @@ fn exceptions_cross_traced_calls() {
     let totals = report.totals;
     assert!(totals.alloc_count > 1000, "{totals:?}");
     if report.loss.complete {
-        assert!(
-            totals.outstanding_count <= 2 * 10,
-            "{}",
-            report.outstanding()
-        );
+        assert!(totals.outstanding_count <= 2 * 10, "{}", report.outstanding());
     }
 }

@@ -15,26 +15,11 @@ fn threads_that_free_each_others_blocks_are_counted_exactly() {
 
     report.expect_nothing_lost();
     let rows: Vec<&Row> = report.rows_with("work").collect();
-    assert!(
-        rows.iter().all(|row| row.called_by("allocate_block")),
-        "{}",
-        report.outstanding()
-    );
+    assert!(rows.iter().all(|row| row.called_by("allocate_block")), "{}", report.outstanding());
     let totals = sum(rows);
-    let seen = [
-        totals.outstanding_count,
-        totals.outstanding_bytes,
-        totals.alloc_count,
-    ];
-    let books: Vec<u64> = books
-        .into_iter()
-        .map(|number| number.try_into().unwrap())
-        .collect();
-    assert_eq!(
-        seen.as_slice(),
-        books,
-        "live blocks, live bytes, allocations"
-    );
+    let seen = [totals.outstanding_count, totals.outstanding_bytes, totals.alloc_count];
+    let books: Vec<u64> = books.into_iter().map(|number| number.try_into().unwrap()).collect();
+    assert_eq!(seen.as_slice(), books, "live blocks, live bytes, allocations");
     assert_eq!(report.totals.unmatched_free_count, 0);
 }
 
@@ -47,9 +32,7 @@ fn two_hundred_thousand_pairs_a_second_for_ten_seconds_lose_nothing() {
     let session = Memtrace::new(["-p", &pid, "--format", "json", "--max-loss", "0"])
         .limit(Duration::from_secs(120))
         .trace();
-    let [pairs, elapsed_ms] = target.go()[..] else {
-        panic!("pairs and milliseconds")
-    };
+    let [pairs, elapsed_ms] = target.go()[..] else { panic!("pairs and milliseconds") };
     let report = session.stop().report();
     target.quit();
 
@@ -59,17 +42,9 @@ fn two_hundred_thousand_pairs_a_second_for_ten_seconds_lose_nothing() {
     let totals = report.totals_of("make_pairs");
     assert_eq!(totals.alloc_count, 2_000_000);
     assert_eq!(totals.free_count, 2_000_000);
-    assert_eq!(
-        report.totals.outstanding_count,
-        0,
-        "{}",
-        report.outstanding()
-    );
+    assert_eq!(report.totals.outstanding_count, 0, "{}", report.outstanding());
     // Traced, the target must still reach its rate; else the claim is about another rate.
-    assert!(
-        elapsed_ms < 12_000,
-        "2,000,000 pairs took {elapsed_ms} ms: not 200,000 a second"
-    );
+    assert!(elapsed_ms < 12_000, "2,000,000 pairs took {elapsed_ms} ms: not 200,000 a second");
 }
 
 #[test]
@@ -90,19 +65,8 @@ fn a_thread_id_stands_for_its_process() {
 
     assert_eq!(report.targets.len(), 1);
     assert_eq!(report.targets[0].pid, pid);
-    assert!(
-        report.notes.iter().any(|note| note.contains(&tid)),
-        "notes name {tid}: {:?}",
-        report.notes
-    );
-    assert!(
-        finished.stderr.contains(&tid),
-        "standard error names {tid}: {}",
-        finished.stderr
-    );
+    assert!(report.notes.iter().any(|note| note.contains(&tid)), "notes name {tid}: {:?}", report.notes);
+    assert!(finished.stderr.contains(&tid), "standard error names {tid}: {}", finished.stderr);
     // Every thread of the process is traced, not the one that was named.
-    assert_eq!(
-        i64::try_from(report.totals.outstanding_count).unwrap(),
-        books[0]
-    );
+    assert_eq!(i64::try_from(report.totals.outstanding_count).unwrap(), books[0]);
 }

@@ -175,16 +175,24 @@ impl Cookie {
     /// The cookie of `function` in the target with index `target`.
     pub const fn new(function: Function, target: u16) -> Self {
         let (size, count, flags) = match function.action() {
-            Action::Allocate { size, count, result } => {
-                (size as u64, count, match result { ResultIn::OutPointer => 1, ResultIn::ReturnValue => 0 })
-            }
+            Action::Allocate { size, count, result } => (
+                size as u64,
+                count,
+                match result {
+                    ResultIn::OutPointer => 1,
+                    ResultIn::ReturnValue => 0,
+                },
+            ),
             Action::Release => (NO_ARGUMENT, None, 0b1000),
             Action::Resize { size, count } => (size as u64, count, 0b1000),
             Action::Map => (1, None, 0b0010),
             Action::Unmap => (NO_ARGUMENT, None, 0b1110),
             Action::Remap => (2, None, 0b1110),
         };
-        let count = match count { Some(count) => count as u64, None => NO_ARGUMENT };
+        let count = match count {
+            Some(count) => count as u64,
+            None => NO_ARGUMENT,
+        };
         let ends = function.needs_return_probe() as u64;
         Self(function as u64 | (target as u64) << 8 | size << 24 | count << 28 | flags << 32 | ends << 36)
     }

@@ -70,7 +70,8 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
     fact(out, "C library", target.libc.as_deref().unwrap_or("none found"))?;
     fact(out, "allocators", &target.allocators.join(", "))?;
     if let Some(cpython) = &target.cpython {
-        let version = cpython.version.map_or_else(|| "of unknown version".to_owned(), |version| version.to_string());
+        let version =
+            cpython.version.map_or_else(|| "of unknown version".to_owned(), |version| version.to_string());
         let stripped = if cpython.stripped { ", stripped" } else { "" };
         fact(out, "Python", &format!("CPython {version}{stripped}"))?;
         if let Some(reason) = cpython.unseen_calls() {
@@ -86,8 +87,7 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
         for site in target.sites.iter().filter(|site| site.function.domain() == domain) {
             let module = target.mappings.modules().get(site.module as usize);
             let module = module.map_or("?", |module| module.module.path.as_str());
-            let also: String =
-                site.also.iter().map(|function| format!(", {}", function.symbol())).collect();
+            let also: String = site.also.iter().map(|function| format!(", {}", function.symbol())).collect();
             let place = placement(site);
             writeln!(out, "  probe   {:<13} {}{also} in {module} {place}", domain.name(), site.symbol)?;
         }

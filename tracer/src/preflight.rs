@@ -64,7 +64,10 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
     // CAP_SYS_ADMIN covers CAP_PERFMON and CAP_BPF, not CAP_SYS_PTRACE.
     CAPABILITIES
         .iter()
-        .filter(|(name, bit)| !has(*bit) && !(has(CAP_SYS_ADMIN) && *name != "CAP_SYS_PTRACE"))
+        .filter(|(name, bit)| {
+            let covered = has(CAP_SYS_ADMIN) && *name != "CAP_SYS_PTRACE";
+            !has(*bit) && !covered
+        })
         .map(|(name, _)| *name)
         .collect()
 }

@@ -71,11 +71,8 @@ fn read(path: &Path, plan: &OutputPlan) -> Result<Report, Failure> {
         min_bytes: header.settings.min_size_bytes,
         max_bytes: header.settings.max_size_bytes.unwrap_or(u64::MAX),
     };
-    let mut targets: Vec<Recorded> = header
-        .targets
-        .iter()
-        .map(|_| Recorded { trace: Trace::new(limits), mappings: Vec::new() })
-        .collect();
+    let mut targets: Vec<Recorded> =
+        header.targets.iter().map(|_| Recorded { trace: Trace::new(limits), mappings: Vec::new() }).collect();
     let mut modules: Vec<Module> = Vec::new();
     let mut names = Names::new();
     let mut trailer: Option<Trailer> = None;
@@ -99,8 +96,9 @@ fn read(path: &Path, plan: &OutputPlan) -> Result<Report, Failure> {
             Section::Trailer(end) => trailer = Some(end),
         }
     }
-    let traces: Vec<Traced<'_>> = header
-        .targets
+    let described = trailer.as_ref().map(|end| &end.targets).filter(|ended| ended.len() == targets.len());
+    let traces: Vec<Traced<'_>> = described
+        .unwrap_or(&header.targets)
         .iter()
         .zip(&targets)
         .map(|(target, recorded)| Traced { target: target.clone(), trace: &recorded.trace })
@@ -150,4 +148,3 @@ fn name_the_rest(modules: &[Module], traces: &[Traced<'_>], names: &mut Names, n
     names.extend(symbolizer.name(&files, &missing));
     notes.extend(symbolizer.problems().iter().cloned());
 }
-

@@ -42,8 +42,12 @@ pub fn run(args: Args) -> Result<()> {
     let toolchain = Toolchain::find(wanted.as_ref())?;
     say(format!("building the eBPF object with {} ({})", toolchain.versions.rustc, toolchain.label()));
 
+    let digest = sources::digest(&workspace::root())?;
     let object = build(&toolchain, args.check)?;
-    let built = Record::new(&toolchain.versions, &sources::digest(&workspace::root())?, &object);
+    if sources::digest(&workspace::root())? != digest {
+        bail!("the sources changed while they were built; run it again");
+    }
+    let built = Record::new(&toolchain.versions, &digest, &object);
     if args.check { shipped.check(&recorded?, &built, &object) } else { shipped.install(&built, &object) }
 }
 

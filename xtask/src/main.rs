@@ -18,7 +18,11 @@ mod test;
 mod workspace;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Tasks of the memtrace workspace", disable_help_subcommand = true)]
+#[command(
+    bin_name = "cargo xtask",
+    about = "Tasks of the memtrace workspace",
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -41,19 +45,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let succeeded = |()| ExitCode::SUCCESS;
     let result = match Cli::parse().command {
-        Command::Setup(args) => setup::run(args),
-        Command::Ebpf(args) => ebpf::run(args),
-        Command::Check(args) => check::run(args),
+        Command::Setup(args) => setup::run(args).map(succeeded),
+        Command::Ebpf(args) => ebpf::run(args).map(succeeded),
+        Command::Check(args) => check::run(args).map(succeeded),
         Command::Test(args) => test::run(args),
-        Command::Demo => demo::run(),
-        Command::Bless => bless::run(),
+        Command::Demo => demo::run().map(succeeded),
+        Command::Bless => bless::run().map(succeeded),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -112,7 +112,7 @@ pub fn run(args: Args) -> Result<()> {
 fn next_step() -> Result<Option<Step>> {
     let components: Vec<_> = [("clippy", "clippy"), ("fmt", "rustfmt")]
         .into_iter()
-        .filter(|(subcommand, _)| capture(cargo().args([subcommand, "-V"])).is_err())
+        .filter(|(subcommand, _)| capture(cargo().args([subcommand, "--version"])).is_err())
         .map(|(_, component)| component)
         .collect();
     if !components.is_empty() {

@@ -4,6 +4,7 @@
 //! cargo never does under sudo.
 
 use std::ffi::OsStr;
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
@@ -38,7 +39,9 @@ pub struct Args {
 
 /// Runs check, then the tests. Fails when a test failed, when a live test was skipped, and when the live
 /// tests could not run at all.
-pub fn run(args: Args) -> Result<()> {
+///
+/// The verdict is said before the closing line, so that this stays the last; hence the code instead of an error.
+pub fn run(args: Args) -> Result<ExitCode> {
     if !args.no_check {
         check::run(check::Args::default())?;
     }
@@ -71,7 +74,7 @@ pub fn run(args: Args) -> Result<()> {
             rows.push((test.label(), tally));
         }
     }
-    summarize(&rows, live_sum)
+    Ok(summarize(&rows, live_sum))
 }
 
 /// Builds the tests of all default members.
@@ -80,7 +83,7 @@ pub fn built_tests() -> Result<Vec<Executable>> {
 }
 
 /// Prints a row for each runner and, as the last line of standard output, the sum.
-fn summarize(rows: &[(String, Tally)], live: Tally) -> Result<()> {
+fn summarize(rows: &[(String, Tally)], live: Tally) -> ExitCode {
     let mut sum = Tally::default();
     eprintln!();
     for (label, tally) in rows {
@@ -92,7 +95,7 @@ fn summarize(rows: &[(String, Tally)], live: Tally) -> Result<()> {
         say(why);
     }
     println!("{sum}");
-    verdict
+    if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Whether the run as a whole is good.

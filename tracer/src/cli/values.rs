@@ -42,9 +42,10 @@ pub fn domain(text: &str) -> Result<Domain, String> {
 /// # Errors
 /// When `text` is none.
 pub fn percent(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|share| (0.0..=100.0).contains(share)).ok_or_else(|| {
-        "a share is a number from 0 to 100".to_owned()
-    })
+    text.parse()
+        .ok()
+        .filter(|share| (0.0..=100.0).contains(share))
+        .ok_or_else(|| "a share is a number from 0 to 100".to_owned())
 }
 
 #[cfg(test)]

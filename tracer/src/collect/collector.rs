@@ -57,6 +57,8 @@ pub struct Collector {
     ring: AsyncFd<RingBuf<MapData>>,
     buffer: BytesMut,
     next_drain: Instant,
+    /// Whether the last drain left records behind, for which no further wake-up comes.
+    has_more: bool,
 }
 
 impl Collector {
@@ -67,7 +69,7 @@ impl Collector {
     pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
         // SAFETY: the ring owns its descriptor and keeps it open as long as it lives.
         let ring = unsafe { AsyncFd::register(ring) }?;
-        Ok(Self { ring, buffer: BytesMut::new(), next_drain: Instant::now() })
+        Ok(Self { ring, buffer: BytesMut::new(), next_drain: Instant::now(), has_more: false })
     }
 
     /// Waits for records and drains them. Cancel-safe: nothing is taken before the wait is over.
@@ -75,13 +77,16 @@ impl Collector {
     /// # Errors
     /// When the ring cannot be polled.
     pub async fn next_batch(&mut self) -> io::Result<Batch> {
-        tokio::time::sleep_until(self.next_drain).await;
-        let mut ready = self.ring.readable_mut().await?;
-        ready.clear_ready();
-        drop(ready);
+        if self.has_more {
+            // The caller's other sources get their turn.
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep_until(self.next_drain).await;
+            // Before the drain: a record that comes meanwhile makes it ready again.
+            self.ring.readable_mut().await?.clear_ready();
+        }
         let batch = self.drain();
-        // A batch that filled up leaves records behind, for which no further wake-up comes.
-        self.next_drain = if batch.drained { Instant::now() + PAUSE } else { Instant::now() };
+        self.next_drain = Instant::now() + PAUSE;
         Ok(batch)
     }
 
@@ -98,6 +103,7 @@ impl Collector {
                 }
             }
         }
+        self.has_more = !drained;
         Batch { bytes: self.buffer.split().freeze(), drained }
     }
 }

@@ -20,10 +20,7 @@ pub struct Stamped {
 impl Stamped {
     /// Reads the stamp, which lies at the same place in every record; 0 in one that is too short to be any.
     pub fn new(record: Bytes) -> Self {
-        let time_ns = record
-            .get(8..16)
-            .and_then(|stamp| stamp.try_into().ok())
-            .map_or(0, u64::from_le_bytes);
+        let time_ns = record.get(8..16).and_then(|stamp| stamp.try_into().ok()).map_or(0, u64::from_le_bytes);
         Self { time_ns, record }
     }
 }

@@ -27,9 +27,7 @@ impl Arguments {
             .iter()
             .map(|argument| CString::new(argument.as_bytes()))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| LaunchError::ZeroByte {
-                command: program.to_string_lossy().into_owned(),
-            })?;
+            .map_err(|_| LaunchError::ZeroByte { command: program.to_string_lossy().into_owned() })?;
         Ok(Self { strings })
     }
 
@@ -53,9 +51,7 @@ impl Held {
     pub(super) fn execute(self) -> Released {
         // The child takes the end of the pipe as its sign, so that it also goes on if memtrace dies.
         drop(self.go);
-        Released {
-            failure: self.failure,
-        }
+        Released { failure: self.failure }
     }
 
     /// Lets the child end without executing anything.
@@ -89,11 +85,7 @@ impl Released {
 pub(super) fn fork(arguments: &Arguments) -> Result<Held, LaunchError> {
     let refused = |what| {
         let command = arguments.program();
-        move |source| LaunchError::Resource {
-            command,
-            what,
-            source,
-        }
+        move |source| LaunchError::Resource { command, what, source }
     };
     let (held, go) = io::pipe().map_err(refused("pipe"))?;
     let (failure, report) = io::pipe().map_err(refused("pipe"))?;

@@ -49,12 +49,7 @@ pub(super) struct Loading {
 impl Loading {
     /// A program stopped at its `exec`. `audited` says that `LD_AUDIT` is in its environment.
     pub(super) fn new(audited: bool) -> Self {
-        Self {
-            audited,
-            code: Vec::new(),
-            entered: None,
-            calls: 0,
-        }
+        Self { audited, code: Vec::new(), entered: None, calls: 0 }
     }
 
     /// Takes note of a stop at a system call.
@@ -63,10 +58,7 @@ impl Loading {
             SyscallStop::Entry(call) => {
                 self.calls += 1;
                 self.entered = Some(call);
-                let by_library = self
-                    .code
-                    .iter()
-                    .any(|code| code.contains(&call.instruction_addr));
+                let by_library = self.code.iter().any(|code| code.contains(&call.instruction_addr));
                 let sign = sets_thread_pointer(&call) && !self.audited;
                 if by_library || sign || self.calls > CALLS_FOLLOWED_MAX {
                     Step::Started
@@ -75,10 +67,7 @@ impl Loading {
                 }
             }
             SyscallStop::Exit { result } => {
-                let mapped = self
-                    .entered
-                    .take()
-                    .and_then(|call| mapped_code(&call, result));
+                let mapped = self.entered.take().and_then(|call| mapped_code(&call, result));
                 match mapped {
                     Some(code) => {
                         let start_addr = code.start;
@@ -123,57 +112,27 @@ mod tests {
     const LIBRARY_ADDR: u64 = 0x6000_0000;
 
     fn enter(number: libc::c_long, arguments: [u64; 6]) -> SyscallStop {
-        SyscallStop::Entry(Call {
-            number: number as u64,
-            arguments,
-            instruction_addr: LOADER_ADDR,
-        })
+        SyscallStop::Entry(Call { number: number as u64, arguments, instruction_addr: LOADER_ADDR })
     }
 
     fn map(protection: i32, flags: i32) -> SyscallStop {
-        enter(
-            libc::SYS_mmap,
-            [0, 0x1000, protection as u64, flags as u64, 3, 0],
-        )
+        enter(libc::SYS_mmap, [0, 0x1000, protection as u64, flags as u64, 3, 0])
     }
 
-    const MAPPED: SyscallStop = SyscallStop::Exit {
-        result: Some(LIBRARY_ADDR),
-    };
+    const MAPPED: SyscallStop = SyscallStop::Exit { result: Some(LIBRARY_ADDR) };
 
     #[test]
     fn only_files_mapped_for_execution_count() {
         let cases = [
-            (
-                libc::PROT_EXEC | libc::PROT_READ,
-                libc::MAP_PRIVATE,
-                MAPPED,
-                true,
-            ),
+            (libc::PROT_EXEC | libc::PROT_READ, libc::MAP_PRIVATE, MAPPED, true),
             (libc::PROT_READ, libc::MAP_PRIVATE, MAPPED, false),
-            (
-                libc::PROT_EXEC,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                MAPPED,
-                false,
-            ),
-            (
-                libc::PROT_EXEC,
-                libc::MAP_PRIVATE,
-                SyscallStop::Exit { result: None },
-                false,
-            ),
+            (libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, MAPPED, false),
+            (libc::PROT_EXEC, libc::MAP_PRIVATE, SyscallStop::Exit { result: None }, false),
         ];
         for (protection, flags, exit, counts) in cases {
             let mut loading = Loading::new(false);
             assert_eq!(loading.observe(map(protection, flags)), Step::Follow);
-            let step = if counts {
-                Step::Mapped {
-                    start_addr: LIBRARY_ADDR,
-                }
-            } else {
-                Step::Follow
-            };
+            let step = if counts { Step::Mapped { start_addr: LIBRARY_ADDR } } else { Step::Follow };
             assert_eq!(loading.observe(exit), step, "{protection} {flags} {exit:?}");
         }
     }
@@ -208,11 +167,7 @@ mod tests {
         loading.observe(map(libc::PROT_EXEC, libc::MAP_PRIVATE));
         loading.observe(MAPPED);
         let call = |instruction_addr| {
-            SyscallStop::Entry(Call {
-                number: libc::SYS_brk as u64,
-                arguments: [0; 6],
-                instruction_addr,
-            })
+            SyscallStop::Entry(Call { number: libc::SYS_brk as u64, arguments: [0; 6], instruction_addr })
         };
         assert_eq!(loading.observe(call(LOADER_ADDR)), Step::Follow);
         assert_eq!(loading.observe(call(LIBRARY_ADDR + 0x1000)), Step::Follow);
@@ -231,9 +186,6 @@ mod tests {
 
     #[test]
     fn another_architecture_is_not_followed() {
-        assert_eq!(
-            Loading::new(false).observe(SyscallStop::Foreign),
-            Step::Started
-        );
+        assert_eq!(Loading::new(false).observe(SyscallStop::Foreign), Step::Started);
     }
 }

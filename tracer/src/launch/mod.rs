@@ -45,11 +45,7 @@ use tracer::{Message, StopId};
 pub fn launch(command: &[OsString]) -> Result<Launched, LaunchError> {
     let (send_event, events) = tokio::sync::mpsc::unbounded_channel();
     let (messages, tgid) = tracer::spawn(child::Arguments::new(command)?, send_event)?;
-    Ok(Launched {
-        tgid,
-        events,
-        messages,
-    })
+    Ok(Launched { tgid, events, messages })
 }
 
 /// A command that was started. Dropping it lets the command go on untraced from its next stop.
@@ -156,9 +152,7 @@ pub enum LaunchError {
         command: String,
     },
     /// There is no such program. Shells exit with 127 for it.
-    #[error(
-        "start {command}: not found; check its name and PATH, or the interpreter that it names"
-    )]
+    #[error("start {command}: not found; check its name and PATH, or the interpreter that it names")]
     NotFound {
         /// The command as given.
         command: String,
@@ -192,9 +186,7 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// The kernel refuses `ptrace`.
-    #[error(
-        "trace process {tgid}: {request} failed; attach to the running command with -p instead"
-    )]
+    #[error("trace process {tgid}: {request} failed; attach to the running command with -p instead")]
     Ptrace {
         /// The command's process.
         tgid: u32,

@@ -119,9 +119,7 @@ impl SyscallStop {
             }),
             PTRACE_SYSCALL_INFO_EXIT => {
                 let [is_error, ..] = words[4].to_ne_bytes();
-                Self::Exit {
-                    result: (is_error == 0).then_some(words[3]),
-                }
+                Self::Exit { result: (is_error == 0).then_some(words[3]) }
             }
             _ => Self::Unknown,
         }
@@ -138,8 +136,7 @@ pub(super) struct Tracee {
 impl Tracee {
     /// Begins to trace. Without `PTRACE_O_EXITKILL`, so that the process outlives the tracer.
     pub(super) fn seize(self) -> Result<(), LaunchError> {
-        let options =
-            libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACEEXIT;
+        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACEEXIT;
         self.request(libc::PTRACE_SEIZE, "PTRACE_SEIZE", options as usize)
     }
 
@@ -191,14 +188,8 @@ impl Tracee {
     /// Makes a request that reads and writes no memory of this process.
     fn request(self, request: Request, name: &'static str, data: usize) -> Result<(), LaunchError> {
         // SAFETY: none of the requests passed here takes a pointer.
-        let result = unsafe {
-            libc::ptrace(
-                request,
-                self.tgid as libc::pid_t,
-                ptr::null_mut::<libc::c_void>(),
-                data,
-            )
-        };
+        let result =
+            unsafe { libc::ptrace(request, self.tgid as libc::pid_t, ptr::null_mut::<libc::c_void>(), data) };
         if result < 0 {
             return self.answer(name, io::Error::last_os_error());
         }
@@ -210,11 +201,7 @@ impl Tracee {
         if source.raw_os_error() == Some(libc::ESRCH) {
             return Ok(());
         }
-        Err(LaunchError::Ptrace {
-            tgid: self.tgid,
-            request,
-            source,
-        })
+        Err(LaunchError::Ptrace { tgid: self.tgid, request, source })
     }
 }
 
@@ -251,38 +238,14 @@ mod tests {
             (7 << 8, Change::Ended(Ended::Code(7))),
             (libc::SIGKILL, Change::Ended(Ended::Signal(libc::SIGKILL))),
             // with a core file
-            (
-                0x80 | libc::SIGSEGV,
-                Change::Ended(Ended::Signal(libc::SIGSEGV)),
-            ),
-            (
-                stop_status(libc::PTRACE_EVENT_EXEC, libc::SIGTRAP),
-                Change::Stopped(Stop::Exec),
-            ),
-            (
-                stop_status(libc::PTRACE_EVENT_EXIT, libc::SIGTRAP),
-                Change::Stopped(Stop::Exit),
-            ),
-            (
-                stop_status(PTRACE_EVENT_STOP, libc::SIGTRAP),
-                Change::Stopped(Stop::Trap),
-            ),
-            (
-                stop_status(PTRACE_EVENT_STOP, libc::SIGTSTP),
-                Change::Stopped(Stop::Group),
-            ),
-            (
-                stop_status(0, libc::SIGTRAP | 0x80),
-                Change::Stopped(Stop::Syscall),
-            ),
-            (
-                stop_status(0, libc::SIGTRAP),
-                Change::Stopped(Stop::Signal(libc::SIGTRAP)),
-            ),
-            (
-                stop_status(0, libc::SIGSTOP),
-                Change::Stopped(Stop::Signal(libc::SIGSTOP)),
-            ),
+            (0x80 | libc::SIGSEGV, Change::Ended(Ended::Signal(libc::SIGSEGV))),
+            (stop_status(libc::PTRACE_EVENT_EXEC, libc::SIGTRAP), Change::Stopped(Stop::Exec)),
+            (stop_status(libc::PTRACE_EVENT_EXIT, libc::SIGTRAP), Change::Stopped(Stop::Exit)),
+            (stop_status(PTRACE_EVENT_STOP, libc::SIGTRAP), Change::Stopped(Stop::Trap)),
+            (stop_status(PTRACE_EVENT_STOP, libc::SIGTSTP), Change::Stopped(Stop::Group)),
+            (stop_status(0, libc::SIGTRAP | 0x80), Change::Stopped(Stop::Syscall)),
+            (stop_status(0, libc::SIGTRAP), Change::Stopped(Stop::Signal(libc::SIGTRAP))),
+            (stop_status(0, libc::SIGSTOP), Change::Stopped(Stop::Signal(libc::SIGSTOP))),
             (stop_status(0, 64), Change::Stopped(Stop::Signal(64))),
         ];
         for (status, change) in cases {
@@ -311,17 +274,8 @@ mod tests {
         );
         let mut failed = words(head(2, NATIVE_ARCH));
         failed[4] = u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(
-            SyscallStop::from_words(&failed),
-            SyscallStop::Exit { result: None }
-        );
-        assert_eq!(
-            SyscallStop::from_words(&words(head(1, 0x4000_0003))),
-            SyscallStop::Foreign
-        );
-        assert_eq!(
-            SyscallStop::from_words(&words(head(0, NATIVE_ARCH))),
-            SyscallStop::Unknown
-        );
+        assert_eq!(SyscallStop::from_words(&failed), SyscallStop::Exit { result: None });
+        assert_eq!(SyscallStop::from_words(&words(head(1, 0x4000_0003))), SyscallStop::Foreign);
+        assert_eq!(SyscallStop::from_words(&words(head(0, NATIVE_ARCH))), SyscallStop::Unknown);
     }
 }

@@ -74,9 +74,7 @@ fn exe(tgid: u32) -> PathBuf {
 
 fn tracer_tgid(tgid: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{tgid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("TracerPid:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
     line.unwrap().trim().parse().unwrap()
 }
 
@@ -155,10 +153,7 @@ fn missing_and_unusable_commands_differ() {
             _ => drop(follow(outcome.unwrap(), |_, _| {})),
         }
     }
-    assert!(matches!(
-        error(path.strip_suffix("/plain").unwrap()),
-        LaunchError::CannotExecute { .. }
-    ));
+    assert!(matches!(error(path.strip_suffix("/plain").unwrap()), LaunchError::CannotExecute { .. }));
     assert!(matches!(error("a\0b"), LaunchError::ZeroByte { .. }));
     assert!(matches!(launch(&[]), Err(LaunchError::NoCommand)));
 }
@@ -203,11 +198,7 @@ fn a_mapping_is_reported_while_nothing_has_run_from_it() {
     let mut launched = launch(&arguments(&["true"])).unwrap();
     let mut libc_found = false;
     while let Some(event) = launched.events.blocking_recv() {
-        if let LaunchEvent::Stopped {
-            at: StopReason::NewMapping { start_addr },
-            ..
-        } = event
-        {
+        if let LaunchEvent::Stopped { at: StopReason::NewMapping { start_addr }, .. } = event {
             let start = format!("{start_addr:x}-");
             let maps = maps(launched.tgid);
             let line = maps.lines().find(|line| line.starts_with(&start)).unwrap();
@@ -230,10 +221,7 @@ fn every_exec_starts_over() {
     });
     assert_eq!(at_exec, at_start);
     assert_eq!(at_exec.len(), 3, "{at_exec:?}");
-    assert!(
-        at_exec[1].ends_with("env") && at_exec[2].ends_with("true"),
-        "{at_exec:?}"
-    );
+    assert!(at_exec[1].ends_with("env") && at_exec[2].ends_with("true"), "{at_exec:?}");
 }
 
 #[test]
@@ -312,10 +300,7 @@ fn send(tgid: u32, signal: i32) {
 }
 
 fn monotonic_ns() -> i64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is valid for the write.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     assert_eq!(result, 0);
@@ -415,13 +400,7 @@ fn the_command_inherits_what_a_shell_would_give() {
         &[],
     );
     let (plain, launched) = (program.file("plain"), program.file("launched"));
-    assert!(
-        Command::new(program.path())
-            .arg(&plain)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new(program.path()).arg(&plain).status().unwrap().success());
     assert_eq!(run(&[&program.path(), &launched]), ends_with_code(0));
     let plain = fs::read_to_string(plain).unwrap();
     assert!(plain.contains("open 2"));
@@ -432,13 +411,7 @@ fn the_command_inherits_what_a_shell_would_give() {
 fn detaching_works_in_a_stop_and_at_full_speed() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let script = format!("read line < {}; exit 3", fifo.display());
     for at_full_speed in [false, true] {
         let mut launched = launch(&arguments(&["sh", "-c", &script])).unwrap();
@@ -452,10 +425,7 @@ fn detaching_works_in_a_stop_and_at_full_speed() {
         }
         assert_eq!(held.is_some(), !at_full_speed);
         launched.detach();
-        assert!(matches!(
-            launched.events.blocking_recv(),
-            Some(LaunchEvent::Detached)
-        ));
+        assert!(matches!(launched.events.blocking_recv(), Some(LaunchEvent::Detached)));
         assert_eq!(tracer_tgid(launched.tgid), 0);
         drop(held);
         // Opening waits for the reader.
@@ -469,13 +439,7 @@ fn detaching_works_in_a_stop_and_at_full_speed() {
 fn a_command_goes_on_when_nobody_listens() {
     let program = Program::new(CONSTRUCTOR, &[]);
     let flag = program.file("fifo");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&flag)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("mkfifo").arg(&flag).status().unwrap().success());
     let launched = launch(&arguments(&[&program.path(), &flag])).unwrap();
     drop(launched);
     // The constructor opens it for writing, which waits for this reader.

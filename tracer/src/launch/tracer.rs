@@ -42,14 +42,8 @@ pub(super) fn spawn(
     thread::Builder::new()
         .name("memtrace-ptrace".to_owned())
         .spawn(owner)
-        .map_err(|source| LaunchError::Resource {
-            command,
-            what: "thread",
-            source,
-        })?;
-    let tgid = begin
-        .recv()
-        .expect("the owner tells how it began before it ends")?;
+        .map_err(|source| LaunchError::Resource { command, what: "thread", source })?;
+    let tgid = begin.recv().expect("the owner tells how it began before it ends")?;
     Ok((messages, tgid))
 }
 
@@ -70,11 +64,7 @@ fn own(
     };
     let mut tracer = Tracer {
         tracee,
-        phase: Phase::Starting {
-            released,
-            begun,
-            command: arguments.program(),
-        },
+        phase: Phase::Starting { released, begun, command: arguments.program() },
         stops: 0,
         waiting: false,
         detaching: false,
@@ -96,15 +86,10 @@ fn own(
 }
 
 /// Makes the child, seizes it, and lets it execute the command.
-fn begin(
-    arguments: &Arguments,
-    messages: &mpsc::Sender<Message>,
-) -> Result<(Tracee, Released), LaunchError> {
+fn begin(arguments: &Arguments, messages: &mpsc::Sender<Message>) -> Result<(Tracee, Released), LaunchError> {
     let held = child::fork(arguments)?;
     let tracee = Tracee { tgid: held.tgid };
-    let seized = tracee
-        .seize()
-        .and_then(|()| start_waiting(tracee.tgid, arguments, messages.clone()));
+    let seized = tracee.seize().and_then(|()| start_waiting(tracee.tgid, arguments, messages.clone()));
     if let Err(error) = seized {
         held.abandon();
         reap(tracee);
@@ -119,11 +104,8 @@ fn start_waiting(
     arguments: &Arguments,
     messages: mpsc::Sender<Message>,
 ) -> Result<(), LaunchError> {
-    let refused = |source: io::Error| LaunchError::Resource {
-        command: arguments.program(),
-        what: "thread",
-        source,
-    };
+    let refused =
+        |source: io::Error| LaunchError::Resource { command: arguments.program(), what: "thread", source };
     let wait = move || {
         loop {
             let change = ptrace::wait(tgid);
@@ -133,11 +115,7 @@ fn start_waiting(
             }
         }
     };
-    thread::Builder::new()
-        .name("memtrace-wait".to_owned())
-        .spawn(wait)
-        .map(drop)
-        .map_err(refused)
+    thread::Builder::new().name("memtrace-wait".to_owned()).spawn(wait).map(drop).map_err(refused)
 }
 
 /// Waits for the end of a child that was told to leave.
@@ -152,11 +130,7 @@ fn reap(tracee: Tracee) {
 /// How far the process is.
 enum Phase {
     /// Not yet the command.
-    Starting {
-        released: Released,
-        begun: mpsc::SyncSender<Result<u32, LaunchError>>,
-        command: String,
-    },
+    Starting { released: Released, begun: mpsc::SyncSender<Result<u32, LaunchError>>, command: String },
     /// The dynamic loader is at work; followed from system call to system call.
     Loading(Loading),
     /// At full speed.
@@ -202,10 +176,7 @@ impl Tracer {
         match stop {
             Stop::Exec => {
                 self.phase = Phase::Loading(Loading::new(is_audited(self.tracee.tgid)));
-                self.report(|resume| LaunchEvent::Stopped {
-                    at: StopReason::AtExec,
-                    resume,
-                })
+                self.report(|resume| LaunchEvent::Stopped { at: StopReason::AtExec, resume })
             }
             // A child that never became the command has nothing to be read.
             Stop::Exit if matches!(self.phase, Phase::Starting { .. }) => self.go_on(0),
@@ -238,10 +209,7 @@ impl Tracer {
     fn report(&mut self, event: impl FnOnce(Resume) -> LaunchEvent) -> Result<(), LaunchError> {
         self.stops += 1;
         self.waiting = true;
-        let resume = Resume {
-            stop: self.stops,
-            messages: self.messages.clone(),
-        };
+        let resume = Resume { stop: self.stops, messages: self.messages.clone() };
         if self.events.send(event(resume)).is_err() {
             return self.let_go(0);
         }
@@ -307,12 +275,7 @@ impl Tracer {
 
     /// The process is gone, or cannot be waited for: tells whoever waits for it.
     fn end(self, ended: Result<Ended, LaunchError>) {
-        if let Phase::Starting {
-            mut released,
-            begun,
-            command,
-        } = self.phase
-        {
+        if let Phase::Starting { mut released, begun, command } = self.phase {
             let error = match (released.failure(), ended) {
                 (Some(source), _) => exec_error(command, source),
                 (None, Ok(ended)) => LaunchError::EndedEarly { command, ended },

@@ -58,8 +58,10 @@ impl MappedBlocks {
     pub fn cut(&mut self, addr: u64, size_bytes: u64) -> Vec<Piece> {
         let Some((start_addr, end_addr)) = pages(addr, size_bytes) else { return Vec::new() };
         let before = self.pieces.range(..start_addr).next_back().map(|(start, _)| *start);
-        let touched: Vec<u64> =
-            before.into_iter().chain(self.pieces.range(start_addr..end_addr).map(|(start, _)| *start)).collect();
+        let touched: Vec<u64> = before
+            .into_iter()
+            .chain(self.pieces.range(start_addr..end_addr).map(|(start, _)| *start))
+            .collect();
         let mut cut = Vec::new();
         for start in touched {
             let Some(piece) = self.pieces.get(&start).copied() else { continue };

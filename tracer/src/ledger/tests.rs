@@ -131,10 +131,8 @@ fn a_free_of_an_earlier_life_does_not_free_a_younger_block() {
 
 #[test]
 fn an_address_that_comes_again_proves_a_missed_free() {
-    let ledger = books(&[
-        allocated(Function::Malloc, 1, 0x10, 100, 7),
-        allocated(Function::Malloc, 2, 0x10, 50, 8),
-    ]);
+    let ledger =
+        books(&[allocated(Function::Malloc, 1, 0x10, 100, 7), allocated(Function::Malloc, 2, 0x10, 50, 8)]);
     assert_eq!(outstanding(&ledger), BTreeMap::from([(8, (1, 50))]));
     assert_eq!(ledger.inconsistencies().frees_missed, 1);
 }
@@ -213,9 +211,8 @@ fn step() -> impl Strategy<Value = Step> {
         (slot(), 1_u64..1000, 1_u64..5).prop_map(|(slot, size, stack)| Step::Allocate { slot, size, stack }),
         slot().prop_map(|slot| Step::Free { slot }),
         (1_u32..4, slot()).prop_map(|(tid, slot)| Step::BeginRealloc { tid, slot }),
-        (1_u32..4, slot(), 1_u64..1000, 1_u64..5, any::<bool>()).prop_map(
-            |(tid, slot, size, stack, fails)| Step::EndRealloc { tid, slot, size, stack, fails }
-        ),
+        (1_u32..4, slot(), 1_u64..1000, 1_u64..5, any::<bool>())
+            .prop_map(|(tid, slot, size, stack, fails)| Step::EndRealloc { tid, slot, size, stack, fails }),
     ]
 }
 

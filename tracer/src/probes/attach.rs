@@ -31,7 +31,7 @@ pub enum AttachError {
         path: String,
         /// The kernel's answer.
         #[source]
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// The process is gone.
     #[error("process {0} is gone")]
@@ -146,7 +146,10 @@ impl Links {
             }
         }
         entries.sort_by_key(|probe| {
-            !matches!(probe.site.function.action(), Action::Release | Action::Resize { .. } | Action::Unmap | Action::Remap)
+            !matches!(
+                probe.site.function.action(),
+                Action::Release | Action::Resize { .. } | Action::Unmap | Action::Remap
+            )
         });
         for probe in &entries {
             let (enter, _) = programs(probe.site.function.action());
@@ -157,7 +160,12 @@ impl Links {
         Ok(skipped)
     }
 
-    fn attach_one(&mut self, kernel: &mut Kernel, program: &'static str, probe: &Probe<'_>) -> Result<(), Refusal> {
+    fn attach_one(
+        &mut self,
+        kernel: &mut Kernel,
+        program: &'static str,
+        probe: &Probe<'_>,
+    ) -> Result<(), Refusal> {
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(probe.offset),
             cookie: Some(probe.cookie.0),
@@ -166,7 +174,7 @@ impl Links {
         let link = program
             .attach(point, &probe.file, UProbeScope::OneProcess(probe.tgid))
             .and_then(|id| program.take_link(id))
-            .map_err(Refusal::Program)?;
+            .map_err(|error| Refusal::Program(Box::new(error)))?;
         self.links.push(link);
         Ok(())
     }
@@ -181,7 +189,7 @@ impl Drop for Links {
 
 enum Refusal {
     Kernel(KernelError),
-    Program(ProgramError),
+    Program(Box<ProgramError>),
 }
 
 struct Probe<'a> {
@@ -198,7 +206,7 @@ impl Probe<'_> {
     fn skip_or_fail(&self, refusal: Refusal) -> Result<Skipped, AttachError> {
         let source = match refusal {
             Refusal::Kernel(error) => return Err(error.into()),
-            Refusal::Program(source) => source,
+            Refusal::Program(source) => *source,
         };
         if matches!(self.site.function.action(), Action::Allocate { .. } | Action::Map) {
             let reason = format!("{:#}", anyhow::Error::from(source));
@@ -208,7 +216,7 @@ impl Probe<'_> {
             symbol: self.site.symbol.clone(),
             offset: self.offset,
             path: self.path.to_owned(),
-            source,
+            source: Box::new(source),
         })
     }
 }

@@ -79,14 +79,8 @@ unsafe impl Pod for ConfigBytes {}
 type StackBytes = [u8; size_of::<Stack>()];
 
 /// Programs that sit on functions of the target.
-const PROBES: [&str; 6] = [
-    "allocate_enter",
-    "allocate_exit",
-    "release_enter",
-    "release_exit",
-    "replace_enter",
-    "replace_exit",
-];
+const PROBES: [&str; 6] =
+    ["allocate_enter", "allocate_exit", "release_enter", "release_exit", "replace_enter", "replace_exit"];
 
 /// The kernel side of a session. Dropping it removes everything.
 pub struct Kernel {
@@ -228,6 +222,9 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
     ebpf.take_map(name).ok_or(KernelError::Missing(name))
 }
 
-fn hash_map<K: Pod, V: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<HashMap<MapData, K, V>, KernelError> {
+fn hash_map<K: Pod, V: Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, KernelError> {
     HashMap::try_from(take_map(ebpf, name)?).map_err(|source| KernelError::Map { name, source })
 }

@@ -20,19 +20,13 @@
 use std::fmt;
 
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpKind, Register,
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 
 /// Registers of the first six integer arguments, in order. System V x86_64 ABI 1.0, 3.2.3.
-const ARGUMENT_REGISTERS: [Register; 6] = [
-    Register::RDI,
-    Register::RSI,
-    Register::RDX,
-    Register::RCX,
-    Register::R8,
-    Register::R9,
-];
+const ARGUMENT_REGISTERS: [Register; 6] =
+    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
 /// Where a probe goes, and why there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,24 +159,12 @@ impl fmt::Display for Placement {
 /// it. `code_addr` is the address of the first. The probe reads the first `arguments` integer arguments.
 pub fn place(code: &[u8], code_addr: u64, arguments: u8, nops: KernelNops) -> Placement {
     match first_emulated(code, code_addr, arguments, nops) {
-        Ok((0, instruction)) => Placement {
-            offset: 0,
-            why: Reason::EntryEmulated(instruction),
-        },
+        Ok((0, instruction)) => Placement { offset: 0, why: Reason::EntryEmulated(instruction) },
         Ok((offset, instruction)) => match way_around(code, code_addr, offset) {
-            None => Placement {
-                offset,
-                why: Reason::Emulated(instruction),
-            },
-            Some(obstacle) => Placement {
-                offset: 0,
-                why: Reason::FallbackEntry(obstacle),
-            },
+            None => Placement { offset, why: Reason::Emulated(instruction) },
+            Some(obstacle) => Placement { offset: 0, why: Reason::FallbackEntry(obstacle) },
         },
-        Err(obstacle) => Placement {
-            offset: 0,
-            why: Reason::FallbackEntry(obstacle),
-        },
+        Err(obstacle) => Placement { offset: 0, why: Reason::FallbackEntry(obstacle) },
     }
 }
 
@@ -229,26 +211,17 @@ fn first_emulated(
                 return Err(Obstacle::StackPointerMoved { offset });
             }
             let read = ARGUMENT_REGISTERS.iter().take(arguments.into());
-            if let Some(argument) = read
-                .zip(0..)
-                .find_map(|(read, at)| (*read == full).then_some(at))
-            {
+            if let Some(argument) = read.zip(0..).find_map(|(read, at)| (*read == full).then_some(at)) {
                 return Err(Obstacle::ArgumentOverwritten { argument, offset });
             }
         }
-        stored |= info
-            .used_memory()
-            .iter()
-            .any(|memory| writes(memory.access()));
+        stored |= info.used_memory().iter().any(|memory| writes(memory.access()));
     }
 }
 
 /// Whether a use of a register or of memory may change it.
 fn writes(access: OpAccess) -> bool {
-    matches!(
-        access,
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-    )
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 /// How control may come to the stretch behind the entry up to `site` other than from the entry.
@@ -263,15 +236,11 @@ fn way_around(code: &[u8], code_addr: u64, site: u32) -> Option<Obstacle> {
         if matches!(instruction.op0_kind(), OpKind::NearBranch64) {
             let target = instruction.near_branch_target().wrapping_sub(code_addr);
             if (1..=u64::from(site)).contains(&target) {
-                return Some(Obstacle::BranchInto {
-                    offset: target as u32,
-                });
+                return Some(Obstacle::BranchInto { offset: target as u32 });
             }
         }
         if jumps_through_table(&before, &instruction) {
-            return Some(Obstacle::JumpTable {
-                offset: u32::try_from(start).unwrap_or(u32::MAX),
-            });
+            return Some(Obstacle::JumpTable { offset: u32::try_from(start).unwrap_or(u32::MAX) });
         }
     }
     None
@@ -286,8 +255,7 @@ fn jumps_through_table(before: &Instruction, instruction: &Instruction) -> bool 
     match instruction.op0_kind() {
         OpKind::Memory => instruction.memory_index() != Register::None,
         OpKind::Register => {
-            before.mnemonic() == Mnemonic::Add
-                && before.op0_register() == instruction.op0_register()
+            before.mnemonic() == Mnemonic::Add && before.op0_register() == instruction.op0_register()
         }
         _ => false,
     }

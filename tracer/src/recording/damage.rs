@@ -48,9 +48,7 @@ pub enum Damage {
         at_byte: u64,
     },
     /// The file ends inside a section.
-    #[error(
-        "the recording is cut short: its last section, at byte {at_byte}, is incomplete and left out"
-    )]
+    #[error("the recording is cut short: its last section, at byte {at_byte}, is incomplete and left out")]
     Truncated {
         /// Where that section starts.
         at_byte: u64,
@@ -92,9 +90,7 @@ pub enum Damage {
         at_byte: u64,
     },
     /// The file could not be read on.
-    #[error(
-        "the recording cannot be read on after byte {at_byte}: {cause}; what follows is left out"
-    )]
+    #[error("the recording cannot be read on after byte {at_byte}: {cause}; what follows is left out")]
     Unreadable {
         /// Where the section starts that could not be read.
         at_byte: u64,

@@ -15,11 +15,7 @@ use crate::model::{CodeAddr, Frame};
 ///
 /// # Errors
 /// When `out` cannot be written. Damage of the recording is a line at the end.
-pub fn dump<R: Read>(
-    header: &RecordingHeader,
-    mut reader: Reader<R>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+pub fn dump<R: Read>(header: &RecordingHeader, mut reader: Reader<R>, out: &mut dyn Write) -> io::Result<()> {
     write_header(header, reader.section_byte(), out)?;
     let mut module_count = 0;
     while let Some(section) = reader.next_section() {
@@ -29,11 +25,7 @@ pub fn dump<R: Read>(
                 writeln!(out, "@{at} modules {}", modules.len())?;
                 for module in modules {
                     let build_id = module.build_id.as_deref().unwrap_or("-");
-                    writeln!(
-                        out,
-                        "  module {module_count} {:?} build_id={build_id:?}",
-                        module.path
-                    )?;
+                    writeln!(out, "  module {module_count} {:?} build_id={build_id:?}", module.path)?;
                     module_count += 1;
                 }
             }
@@ -79,12 +71,7 @@ fn write_mappings(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let time = since_start(header, mappings.time_ns);
-    writeln!(
-        out,
-        "@{at} mappings {} target={} time={time}",
-        mappings.mappings.len(),
-        mappings.target
-    )?;
+    writeln!(out, "@{at} mappings {} target={} time={time}", mappings.mappings.len(), mappings.target)?;
     for mapping in &mappings.mappings {
         writeln!(
             out,
@@ -111,18 +98,8 @@ fn write_events(
     Ok(())
 }
 
-fn write_record(
-    recording: &RecordingHeader,
-    record: &Record<'_>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    let Header {
-        function,
-        target,
-        tid,
-        time_ns,
-        ..
-    } = *record.header();
+fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn Write) -> io::Result<()> {
+    let Header { function, target, tid, time_ns, .. } = *record.header();
     let time = since_start(recording, time_ns);
     let name = match record {
         Record::Allocate(_) => "allocate",
@@ -139,31 +116,21 @@ fn write_record(
         None => write!(out, " function={function}")?,
     }
     match record {
-        Record::Allocate(record) => write!(
-            out,
-            " addr={:#x} size={} stack={:#x}",
-            record.addr, record.size_bytes, record.stack
-        )?,
+        Record::Allocate(record) => {
+            write!(out, " addr={:#x} size={} stack={:#x}", record.addr, record.size_bytes, record.stack)?
+        }
         Record::Release(record) => write!(out, " addr={:#x}", record.addr)?,
         Record::ReplaceBegin(record) => {
-            write!(
-                out,
-                " addr={:#x} length={}",
-                record.addr, record.length_bytes
-            )?;
+            write!(out, " addr={:#x} length={}", record.addr, record.length_bytes)?;
         }
         Record::ReplaceEnd(record) => write!(
             out,
             " addr={:#x} size={} stack={:#x} released={:#x}",
             record.addr, record.size_bytes, record.stack, record.released_addr
         )?,
-        Record::Stack {
-            id, end, frames, ..
-        } => {
+        Record::Stack { id, end, frames, .. } => {
             write!(out, " id={id:#x} end={end:?}")?;
-            frames
-                .iter()
-                .try_for_each(|addr| write!(out, " {addr:#x}"))?;
+            frames.iter().try_for_each(|addr| write!(out, " {addr:#x}"))?;
         }
         Record::Exec(_) => {}
     }
@@ -175,14 +142,7 @@ fn write_named(named: &NamedPlace, out: &mut dyn Write) -> io::Result<()> {
         CodeAddr::InFile { module, offset } => write!(out, "  module={module} offset={offset:#x}")?,
         CodeAddr::Unmapped { addr } => write!(out, "  addr={addr:#x}")?,
     }
-    for Frame {
-        function,
-        file,
-        line,
-        inlined,
-        ..
-    } in &named.frames
-    {
+    for Frame { function, file, line, inlined, .. } in &named.frames {
         write!(out, " {:?}", function.as_deref().unwrap_or("?"))?;
         if let Some(file) = file {
             write!(out, " {file:?}")?;
@@ -236,10 +196,7 @@ mod tests {
             "sections 9 (unknown 0), records 6 (undecodable 0)",
             "whole",
         ] {
-            assert!(
-                text.lines().any(|found| found.starts_with(line)),
-                "no {line}\n{text}"
-            );
+            assert!(text.lines().any(|found| found.starts_with(line)), "no {line}\n{text}");
         }
         // 9 sections, 1 target, 3 modules, 2 mappings, 6 records, 2 names, 2 lines at the end.
         assert_eq!(text.lines().count(), 25, "{text}");
@@ -254,17 +211,8 @@ mod tests {
         writer.event(b"?").unwrap();
         writer.flush().unwrap();
         let text = dumped(&file);
-        assert!(
-            !text.contains('\x1b') && text.contains("\\u{1b}[2J"),
-            "{text}"
-        );
-        assert!(
-            text.contains("  undecodable: record is cut short (1 bytes)"),
-            "{text}"
-        );
-        assert!(
-            text.lines().last().unwrap().starts_with("damage: "),
-            "{text}"
-        );
+        assert!(!text.contains('\x1b') && text.contains("\\u{1b}[2J"), "{text}");
+        assert!(text.contains("  undecodable: record is cut short (1 bytes)"), "{text}");
+        assert!(text.lines().last().unwrap().starts_with("damage: "), "{text}");
     }
 }

@@ -125,8 +125,7 @@ impl SectionHead {
 
     /// Splits up a head. Nothing is checked.
     pub fn decode(head: &[u8; SECTION_HEAD_BYTES]) -> Self {
-        let word =
-            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         Self {
             kind: head[0],
             encoding: head[1],
@@ -207,6 +206,10 @@ pub struct NamedPlace {
 pub struct Trailer {
     /// End of tracing on `CLOCK_MONOTONIC`, nanoseconds. Ages are counted up to here.
     pub ended_mono_ns: u64,
+    /// The traced processes as they ended: after an `exec` they run something else than in the header.
+    /// Empty where nothing is known.
+    #[serde(default)]
+    pub targets: Vec<Target>,
     /// Time traced, milliseconds.
     pub duration_ms: u64,
     /// What the kernel side and the collector lost.
@@ -243,8 +246,7 @@ impl EventBatch {
 
     /// Each record that can be decoded. Those that cannot are in the reader's [`super::Counts`].
     pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
-        self.raw_records()
-            .filter_map(|raw| Record::decode(raw).ok())
+        self.raw_records().filter_map(|raw| Record::decode(raw).ok())
     }
 }
 
@@ -276,12 +278,7 @@ mod tests {
         let decoded = SectionHead::decode(&head);
         assert_eq!(decoded.crc, crc32fast::hash(&covered));
         assert_eq!(
-            (
-                decoded.kind,
-                decoded.encoding,
-                decoded.payload_bytes,
-                decoded.content_bytes
-            ),
+            (decoded.kind, decoded.encoding, decoded.payload_bytes, decoded.content_bytes),
             (4, 1, 3, 0x0102_0304)
         );
     }
@@ -293,10 +290,7 @@ mod tests {
                 assert_eq!(kind as u8, number);
             }
         }
-        assert_eq!(
-            (0..=u8::MAX).filter_map(SectionKind::from_number).count(),
-            6
-        );
+        assert_eq!((0..=u8::MAX).filter_map(SectionKind::from_number).count(), 6);
     }
 
     #[test]
@@ -305,26 +299,15 @@ mod tests {
         push_record(&mut content, b"first");
         push_record(&mut content, b"");
         let whole = EventBatch::from_content(content.clone()).unwrap();
-        assert_eq!(
-            whole.raw_records().collect::<Vec<_>>(),
-            [&b"first"[..], b""]
-        );
-        assert_eq!(
-            EventBatch::from_content(content[..content.len() - 1].to_vec()),
-            None
-        );
+        assert_eq!(whole.raw_records().collect::<Vec<_>>(), [&b"first"[..], b""]);
+        assert_eq!(EventBatch::from_content(content[..content.len() - 1].to_vec()), None);
         content.extend_from_slice(&[9, 0, 1]);
         assert_eq!(EventBatch::from_content(content), None);
     }
 
     #[test]
     fn the_first_unknown_module_is_named() {
-        let at = |module| Mapping {
-            start_addr: 0,
-            end_addr: 1,
-            file_offset: 0,
-            module,
-        };
+        let at = |module| Mapping { start_addr: 0, end_addr: 1, file_offset: 0, module };
         assert_eq!(Mappings::unknown_module(&[at(0), at(1)], 2), None);
         assert_eq!(Mappings::unknown_module(&[at(0), at(2), at(3)], 2), Some(2));
     }

@@ -7,9 +7,8 @@ use tracer_common::event::Record;
 
 use super::damage::{Damage, RecordingError};
 use super::format::{
-    EventBatch, MAGIC, MAGIC_TAIL, MAX_SECTION_BYTES, Mappings, NamedPlace, PROLOGUE_BYTES,
-    RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer, VERSION, checksum,
-    encoding,
+    EventBatch, MAGIC, MAGIC_TAIL, MAX_SECTION_BYTES, Mappings, NamedPlace, PROLOGUE_BYTES, RecordingHeader,
+    SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer, VERSION, checksum, encoding,
 };
 use crate::model::Module;
 
@@ -74,14 +73,10 @@ impl<R: Read> Reader<R> {
             damage: None,
             ended: false,
         };
-        let prologue = reader
-            .fill(PROLOGUE_BYTES)
-            .map_err(RecordingError::Unreadable)?;
+        let prologue = reader.fill(PROLOGUE_BYTES).map_err(RecordingError::Unreadable)?;
         check_prologue(prologue)?;
         reader.next_byte = PROLOGUE_BYTES as u64;
-        let header = reader
-            .read_header()
-            .map_err(RecordingError::DamagedHeader)?;
+        let header = reader.read_header().map_err(RecordingError::DamagedHeader)?;
         Ok((header, reader))
     }
 
@@ -146,11 +141,7 @@ impl<R: Read> Reader<R> {
         // A file that ends here is no less cut short than one that ends inside the header.
         let head = self.read_frame()?.ok_or(Damage::Truncated { at_byte })?;
         self.section_byte = at_byte;
-        let bad = |cause: String| Damage::BadContent {
-            at_byte,
-            kind: SectionKind::Header,
-            cause,
-        };
+        let bad = |cause: String| Damage::BadContent { at_byte, kind: SectionKind::Header, cause };
         if head.kind != SectionKind::Header as u8 {
             return Err(bad(format!("the first section has type {}", head.kind)));
         }
@@ -172,11 +163,7 @@ impl<R: Read> Reader<R> {
         let section = self
             .content(&head)
             .and_then(|content| self.parse(kind, content))
-            .map_err(|cause| Damage::BadContent {
-                at_byte,
-                kind,
-                cause,
-            })?;
+            .map_err(|cause| Damage::BadContent { at_byte, kind, cause })?;
         self.counts.sections += 1;
         if kind == SectionKind::Trailer {
             self.ended = true;
@@ -188,10 +175,7 @@ impl<R: Read> Reader<R> {
     /// Reads head and payload of the next section; `None` where the file ends before it.
     fn read_frame(&mut self) -> Result<Option<SectionHead>, Damage> {
         let at_byte = self.next_byte;
-        let unreadable = |error: io::Error| Damage::Unreadable {
-            at_byte,
-            cause: error.to_string(),
-        };
+        let unreadable = |error: io::Error| Damage::Unreadable { at_byte, cause: error.to_string() };
         let bytes = self.fill(SECTION_HEAD_BYTES).map_err(unreadable)?;
         if bytes.is_empty() {
             return Ok(None);
@@ -200,8 +184,7 @@ impl<R: Read> Reader<R> {
             return Err(Damage::Truncated { at_byte });
         };
         let head = SectionHead::decode(&head_bytes);
-        let (payload_bytes, content_bytes) =
-            (head.payload_bytes as usize, head.content_bytes as usize);
+        let (payload_bytes, content_bytes) = (head.payload_bytes as usize, head.content_bytes as usize);
         // Before the checksum, which cannot be had without reading that far.
         if payload_bytes > MAX_SECTION_BYTES || content_bytes > MAX_SECTION_BYTES {
             return Err(Damage::BadLength { at_byte });
@@ -221,9 +204,7 @@ impl<R: Read> Reader<R> {
     /// is there, not with what a length says.
     fn fill(&mut self, bytes: usize) -> io::Result<&[u8]> {
         self.payload.clear();
-        (&mut self.input)
-            .take(bytes as u64)
-            .read_to_end(&mut self.payload)?;
+        (&mut self.input).take(bytes as u64).read_to_end(&mut self.payload)?;
         Ok(&self.payload)
     }
 
@@ -231,9 +212,7 @@ impl<R: Read> Reader<R> {
     fn content(&mut self, head: &SectionHead) -> Result<Vec<u8>, String> {
         let content_bytes = head.content_bytes as usize;
         match head.encoding {
-            encoding::PLAIN if self.payload.len() == content_bytes => {
-                Ok(std::mem::take(&mut self.payload))
-            }
+            encoding::PLAIN if self.payload.len() == content_bytes => Ok(std::mem::take(&mut self.payload)),
             encoding::PLAIN => Err("its lengths disagree".to_owned()),
             encoding::LZ4 => {
                 let mut content = vec![0; content_bytes];
@@ -290,10 +269,7 @@ impl<R: Read> Reader<R> {
         match self.fill(1) {
             Ok([]) => None,
             Ok(_) => Some(Damage::DataAfterTrailer { at_byte }),
-            Err(error) => Some(Damage::Unreadable {
-                at_byte,
-                cause: error.to_string(),
-            }),
+            Err(error) => Some(Damage::Unreadable { at_byte, cause: error.to_string() }),
         }
     }
 }
@@ -303,11 +279,7 @@ fn check_prologue(prologue: &[u8]) -> Result<(), RecordingError> {
         return Err(RecordingError::Empty);
     }
     let Some((magic, rest)) = prologue.split_first_chunk::<8>() else {
-        return Err(if MAGIC.starts_with(prologue) {
-            cut()
-        } else {
-            RecordingError::NotARecording
-        });
+        return Err(if MAGIC.starts_with(prologue) { cut() } else { RecordingError::NotARecording });
     };
     if *magic != MAGIC {
         return Err(RecordingError::NotARecording);
@@ -354,22 +326,13 @@ mod tests {
             (max, max, Damage::Truncated { at_byte }),
         ] {
             let mut file = before.to_vec();
-            let mut section = forge(
-                SectionKind::Events as u8,
-                encoding::LZ4,
-                content_bytes,
-                b"abc",
-            );
+            let mut section = forge(SectionKind::Events as u8, encoding::LZ4, content_bytes, b"abc");
             section[4..8].copy_from_slice(&payload_bytes.to_le_bytes());
             file.extend_from_slice(&section);
             let (_, mut reader) = Reader::open(&file[..]).unwrap();
             assert_eq!(reader.next_section(), None);
             assert_eq!(reader.damage(), Some(&damage));
-            assert!(
-                reader.payload.capacity() < 64 << 10,
-                "{}",
-                reader.payload.capacity()
-            );
+            assert!(reader.payload.capacity() < 64 << 10, "{}", reader.payload.capacity());
         }
     }
 }

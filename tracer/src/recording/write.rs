@@ -6,9 +6,9 @@ use lz4_flex::block::{compress_into, get_maximum_output_size};
 use serde::Serialize;
 
 use super::format::{
-    EVENT_BATCH_BYTES, MAGIC, MAGIC_TAIL, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings,
-    NamedPlace, PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind,
-    Trailer, VERSION, encoding, push_record,
+    EVENT_BATCH_BYTES, MAGIC, MAGIC_TAIL, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings, NamedPlace,
+    PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer, VERSION,
+    encoding, push_record,
 };
 use crate::model::{Mapping, Module};
 
@@ -48,13 +48,7 @@ impl<W: Write> Writer<W> {
         prologue[12..].copy_from_slice(&MAGIC_TAIL);
         out.write_all(&prologue)?;
         let batch = Vec::with_capacity(EVENT_BATCH_BYTES);
-        let mut writer = Self {
-            out,
-            batch,
-            section: Vec::new(),
-            module_count: 0,
-            broken: false,
-        };
+        let mut writer = Self { out, batch, section: Vec::new(), module_count: 0, broken: false };
         writer.json_section(SectionKind::Header, header)?;
         Ok(writer)
     }
@@ -80,11 +74,7 @@ impl<W: Write> Writer<W> {
                 self.module_count
             )));
         }
-        let mappings = Mappings {
-            target,
-            time_ns,
-            mappings: mappings.to_vec(),
-        };
+        let mappings = Mappings { target, time_ns, mappings: mappings.to_vec() };
         self.write_batch()?;
         self.json_section(SectionKind::Mappings, &mappings)
     }
@@ -96,10 +86,7 @@ impl<W: Write> Writer<W> {
     /// what is given is too long for the format.
     pub fn event(&mut self, raw: &[u8]) -> io::Result<()> {
         if raw.len() > MAX_RECORD_BYTES {
-            return Err(invalid(format!(
-                "a record of {} bytes is too long to record",
-                raw.len()
-            )));
+            return Err(invalid(format!("a record of {} bytes is too long to record", raw.len())));
         }
         if self.broken {
             return Err(broken());
@@ -185,10 +172,7 @@ impl<W: Write> Writer<W> {
             )));
         }
         self.section.clear();
-        self.section.resize(
-            SECTION_HEAD_BYTES + get_maximum_output_size(content.len()),
-            0,
-        );
+        self.section.resize(SECTION_HEAD_BYTES + get_maximum_output_size(content.len()), 0);
         let compressed = compress_into(content, &mut self.section[SECTION_HEAD_BYTES..]);
         let encoding = match compressed {
             Ok(bytes) if bytes < content.len() => {
@@ -202,12 +186,7 @@ impl<W: Write> Writer<W> {
             }
         };
         let (head, payload) = self.section.split_at_mut(SECTION_HEAD_BYTES);
-        head.copy_from_slice(&SectionHead::encode(
-            kind,
-            encoding,
-            content.len() as u32,
-            payload,
-        ));
+        head.copy_from_slice(&SectionHead::encode(kind, encoding, content.len() as u32, payload));
         self.broken = true;
         self.out.write_all(&self.section)?;
         self.out.flush()?;

@@ -64,6 +64,19 @@ impl Live<'_> {
         names
     }
 
+    /// What a reader should know, besides the problems of naming.
+    fn all_notes(&self) -> Vec<String> {
+        let exec = self.traced.iter().filter(|traced| traced.has_called_exec).map(|traced| {
+            let process = &traced.target.process;
+            format!(
+                "process {} called exec while it was traced: its figures are of {} alone",
+                process.tgid,
+                process.command.join(" ")
+            )
+        });
+        self.notes.iter().cloned().chain(exec).collect()
+    }
+
     fn report(&self, now_ns: u64, names: &Names, notes: Vec<String>) -> Result<Report, Failure> {
         let counters = self.kernel.counters().map_err(anyhow::Error::from)?;
         let window = Window {
@@ -83,7 +96,7 @@ impl Live<'_> {
     /// When it cannot be written.
     pub(super) fn interim_report(&mut self) -> Result<(), Failure> {
         self.take_records()?;
-        let mut notes = self.notes.clone();
+        let mut notes = self.all_notes();
         let names = self.names(&mut notes);
         let mut report = self.report(now_ns(), &names, notes)?;
         Ok(output::print(&self.plan.output, &mut report)?)
@@ -104,7 +117,7 @@ impl Live<'_> {
     }
 
     fn write_everything(&mut self, ended_ns: u64) -> Result<Option<ExitCode>, Failure> {
-        let mut notes = self.notes.clone();
+        let mut notes = self.all_notes();
         let names = self.names(&mut notes);
         let mut report = self.report(ended_ns, &names, notes.clone())?;
         if let Some(recorder) = self.recorder.take() {
@@ -112,6 +125,7 @@ impl Live<'_> {
             let counters = self.kernel.counters().map_err(anyhow::Error::from)?;
             let trailer = Trailer {
                 ended_mono_ns: ended_ns,
+                targets: report.targets.clone(),
                 duration_ms: report.duration_ms,
                 loss: summarize::loss(&counters, self.decoder.undecodable()),
                 notes,

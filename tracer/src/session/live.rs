@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use aya_log::EbpfLogger;
@@ -28,6 +28,9 @@ use crate::trace::Trace;
 
 /// Most unwind rows at a time, over all targets. A row takes about 64 bytes, and only those that there are.
 const MAX_CALL_SITES: u32 = 1 << 22;
+
+/// A recording that is cut short by a kill lacks at most what came since.
+const FLUSH_PERIOD: Duration = Duration::from_secs(1);
 
 /// A trace under way.
 pub struct Live<'a> {
@@ -167,11 +170,14 @@ impl<'a> Live<'a> {
     pub async fn run(&mut self, stop: &mut Stop) -> Result<(), Failure> {
         let mut interval: Option<Interval> =
             self.plan.interval.map(|period| interval_at(Instant::now() + period, period));
+        let mut flush =
+            self.recorder.as_ref().map(|_| interval_at(Instant::now() + FLUSH_PERIOD, FLUSH_PERIOD));
         loop {
             tokio::select! {
                 biased;
                 () = stop.wait() => break,
                 () = tick(&mut interval) => self.interim_report()?,
+                () = tick(&mut flush) => self.flush_recording()?,
                 () = flush_log(&mut self.log) => {}
                 batch = self.collector.next_batch() => {
                     let batch = batch.context("read the ring buffer")?;
@@ -180,6 +186,13 @@ impl<'a> Live<'a> {
             }
         }
         Ok(())
+    }
+
+    fn flush_recording(&mut self) -> Result<(), Failure> {
+        match &mut self.recorder {
+            Some(recorder) => Ok(recorder.flush()?),
+            None => Ok(()),
+        }
     }
 
     /// As [`Self::run`], where the stop may not be known yet.
@@ -235,7 +248,9 @@ impl<'a> Live<'a> {
             let Some(event) = self.decoder.decode(&stamped.record) else { continue };
             let index = usize::from(event.header().target);
             match &event {
-                Event::Stack(raw) if self.traced.get(index).is_some_and(|traced| traced.needs_refresh(raw)) => {
+                Event::Stack(raw)
+                    if self.traced.get(index).is_some_and(|traced| traced.needs_refresh(raw)) =>
+                {
                     self.refresh(index)?;
                     self.traced[index].remember_pages_without_file(raw);
                 }
@@ -256,10 +271,7 @@ impl<'a> Live<'a> {
         let Some(traced) = self.traced.get_mut(index) else { return Ok(()) };
         let notes = traced.exec(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref())?;
         self.notes.extend(notes);
-        if self.recorder.is_some() || self.started_unix_ms != 0 {
-            let command = traced.target.process.command.join(" ");
-            self.notes.push(format!("the process called exec: figures are of {command} alone"));
-        }
+        traced.has_called_exec = self.started_unix_ms != 0;
         self.record_mappings(index)
     }
 
@@ -272,7 +284,8 @@ impl<'a> Live<'a> {
     }
 
     fn refresh(&mut self, index: usize) -> Result<(), Failure> {
-        let notes = self.traced[index].refresh(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref())?;
+        let notes =
+            self.traced[index].refresh(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref())?;
         self.notes.extend(notes);
         self.record_mappings(index)
     }

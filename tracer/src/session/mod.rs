@@ -59,7 +59,10 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     for pid in pids {
         let process = Process::open(*pid)?;
         if process.requested != process.tgid {
-            notes.push(format!("{} is a thread of process {}, which is traced", process.requested, process.tgid));
+            notes.push(format!(
+                "{} is a thread of process {}, which is traced",
+                process.requested, process.tgid
+            ));
         }
         if targets.iter().all(|target| target.process.tgid != process.tgid) {
             ready()?;
@@ -94,11 +97,19 @@ fn launch_failure(error: LaunchError) -> Failure {
         LaunchError::CannotExecute { .. } => Code::CannotExecute,
         _ => Code::LaunchFailed,
     };
-    Failure { code, message: format!("{:#}", anyhow::Error::from(error)), hint: Some("what follows `--` is run as by a shell".into()) }
+    Failure {
+        code,
+        message: format!("{:#}", anyhow::Error::from(error)),
+        hint: Some("what follows `--` is run as by a shell".into()),
+    }
 }
 
 /// Follows the command from its first instruction to its end.
-async fn trace_command(plan: &TracePlan, live: &mut Live<'_>, launched: &mut Launched) -> Result<ExitCode, Failure> {
+async fn trace_command(
+    plan: &TracePlan,
+    live: &mut Live<'_>,
+    launched: &mut Launched,
+) -> Result<ExitCode, Failure> {
     let mut stop: Option<Stop> = None;
     let mut ended: Option<Ended> = None;
     loop {

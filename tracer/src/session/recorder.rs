@@ -83,4 +83,3 @@ impl Recorder {
             .with_context(|| format!("write {}", path.display()))
     }
 }
-

@@ -49,7 +49,8 @@ impl Stop {
                 .into_iter()
                 .map(|fd| {
                     // SAFETY: an OwnedFd owns its descriptor and keeps it open as long as it lives.
-                    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+                    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+                        .map_err(io::Error::from)
                 })
                 .collect::<Result<_, _>>()?,
         })

@@ -29,6 +29,8 @@ pub struct Traced {
     pub trace: Trace,
     /// Its probes.
     pub links: Links,
+    /// Whether it runs another program than when the trace began.
+    pub has_called_exec: bool,
     /// Its mappings, with modules numbered for the session.
     pub mappings: Vec<Mapping>,
     /// Rows of each module, once read.
@@ -46,6 +48,7 @@ impl Traced {
             index,
             trace,
             links: Links::default(),
+            has_called_exec: false,
             mappings: Vec::new(),
             rows: Vec::new(),
             loaded_mappings: HashSet::new(),
@@ -81,7 +84,9 @@ impl Traced {
             Some((module.file.as_ref().ok()?, module.module.path.as_str()))
         })?;
         notes.extend(
-            skipped.iter().map(|skipped| format!("{} is not traced: {}", skipped.function.symbol(), skipped.reason)),
+            skipped
+                .iter()
+                .map(|skipped| format!("{} is not traced: {}", skipped.function.symbol(), skipped.reason)),
         );
         Ok(notes)
     }
@@ -116,7 +121,8 @@ impl Traced {
             })
         });
         // A return address may lie right behind the mapping: its call is the last instruction.
-        let (start, end) = (mapping.file_offset, mapping.file_offset + (mapping.end_addr - mapping.start_addr));
+        let (start, end) =
+            (mapping.file_offset, mapping.file_offset + (mapping.end_addr - mapping.start_addr));
         let first = rows.partition_point(|row| row.file_offset <= start);
         let last = rows.partition_point(|row| row.file_offset <= end);
         rows[first..last]
@@ -142,9 +148,9 @@ impl Traced {
 
     /// Whether the mappings have to be read again to place this stack.
     pub fn needs_refresh(&self, raw: &RawStack) -> bool {
-        raw.return_addrs.iter().any(|addr| {
-            self.is_unmapped(*addr) && !self.pages_without_file.contains(&(addr / PAGE_BYTES))
-        })
+        raw.return_addrs
+            .iter()
+            .any(|addr| self.is_unmapped(*addr) && !self.pages_without_file.contains(&(addr / PAGE_BYTES)))
     }
 
     fn is_unmapped(&self, return_addr: u64) -> bool {

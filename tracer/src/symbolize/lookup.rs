@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     fmt,
     fs::File,
+    io,
     os::fd::AsRawFd,
     panic,
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use blazesym::symbolize::{
     source::{Elf, Source},
 };
 
-use super::{debug_file, module_file::ModuleFile};
+use super::{debug_file, mini_debug::MiniDebugInfo, module_file::ModuleFile};
 use crate::model::{Frame, FrameKind};
 
 /// Why a module's names are missing or less than its files promise.
@@ -40,6 +41,12 @@ pub(super) enum LookupError {
         /// Addresses concerned.
         count: usize,
     },
+    /// Compressed by another method than zlib, or a size that cannot be.
+    #[error("its debug symbols are compressed in a way that is not supported; compress them with zlib")]
+    Compression,
+    /// The packed symbols of a stripped file could not be unpacked.
+    #[error("cannot unpack the symbols in its section .gnu_debugdata; install it anew")]
+    MiniDebugInfo(#[source] io::Error),
     /// blazesym panicked.
     #[error("the {names} in {file} are damaged beyond reading; install it anew")]
     Unreadable {
@@ -91,7 +98,7 @@ pub(super) fn look_up(
         .collect();
     // Through the descriptor: the path may lead elsewhere in the target's mount namespace, or to a
     // newer file, or nowhere.
-    let own_path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let own_path = descriptor_path(file);
     let mut lookup = Lookup { path, own_path, facts, debug_dirs, places };
     let mut problem = None;
     if facts.has_debug_info {
@@ -100,10 +107,23 @@ pub(super) fn look_up(
         problem = lookup.add_names(Some(&debug_file), Names::DebugInfo).err();
         let symbols = lookup.add_names(Some(&debug_file), Names::Symbols);
         problem = problem.or(symbols.err());
+    } else if facts.has_unreadable_debug_info {
+        problem = Some(LookupError::Compression);
     }
-    problem = problem.or(lookup.add_names(None, Names::Symbols).err());
+    if !lookup.is_complete() {
+        let added = match &facts.mini_debug_info {
+            Some(mini) if !facts.has_symbol_table => lookup.add_mini_debug_names(file, mini),
+            _ => lookup.add_names(None, Names::Symbols),
+        };
+        problem = problem.or(added.err());
+    }
     let frames = lookup.places.into_iter().map(|place| place.frames);
     (frames.collect(), problem)
+}
+
+/// A path that opens exactly the file that is open as `file`, while it is.
+fn descriptor_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// A return address and its frames so far.
@@ -157,6 +177,22 @@ struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
+    fn is_complete(&self) -> bool {
+        !self.places.iter().any(|place| place.addr.is_some() && place.wants_function())
+    }
+
+    /// Adds what the symbols of the module's own file tell where most of them are packed.
+    fn add_mini_debug_names(&mut self, file: &File, mini: &MiniDebugInfo) -> Result<(), LookupError> {
+        let unpacked = mini.unpack(file).map_err(LookupError::MiniDebugInfo);
+        let packed_symbols = unpacked.and_then(|unpacked| {
+            self.own_path = descriptor_path(&unpacked);
+            self.add_names(None, Names::Symbols)
+        });
+        let copy = mini.hide(file).map_err(LookupError::MiniDebugInfo)?;
+        self.own_path = descriptor_path(&copy);
+        packed_symbols.and(self.add_names(None, Names::Symbols))
+    }
+
     /// Adds what `names` of the module's own file, or of its split debug file, tell.
     fn add_names(&mut self, debug_file: Option<&Path>, names: Names) -> Result<(), LookupError> {
         let (wanting, addrs): (Vec<_>, Vec<_>) = self

@@ -14,8 +14,7 @@ use std::{
 use lzma_rust2::XzReader;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-/// The largest unpacked symbol file and the largest module that are held in memory. The packed symbols of
-/// Fedora's largest library, LLVM, are below a tenth of it.
+/// The largest unpacked symbol file and the largest module that are held in memory.
 const MAX_BYTES: u64 = 512 << 20;
 
 /// Memory that unpacking may take for its dictionary; `xz -9` needs 64 MiB.

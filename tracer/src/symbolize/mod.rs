@@ -5,6 +5,7 @@
 
 mod debug_file;
 mod lookup;
+mod mini_debug;
 mod module_file;
 mod native;
 

@@ -9,6 +9,7 @@ use std::{
     path::Path,
 };
 
+use super::mini_debug::MiniDebugInfo;
 use object::{
     Endian as _, Endianness, FileKind, ReadCache, ReadRef,
     elf::{
@@ -85,12 +86,14 @@ pub(super) struct ModuleFile {
     pub build_id: Option<Vec<u8>>,
     /// Whether the file has DWARF of its own that can be read.
     pub has_debug_info: bool,
+    /// Whether the file has DWARF of its own that cannot be read, because of how it is compressed.
+    pub has_unreadable_debug_info: bool,
     /// Whether it has `.symtab`, not only the symbols for dynamic linking.
     pub has_symbol_table: bool,
     /// Where to find split debug information.
     pub debug_link: Option<DebugLink>,
-    /// Bytes in the file of `.gnu_debugdata`: a compressed ELF file with the symbols not in `.dynsym`.
-    pub mini_debug_info: Option<Range<u64>>,
+    /// Packed symbols of a stripped file.
+    pub mini_debug_info: Option<MiniDebugInfo>,
     segments: Vec<CodeSegment>,
     /// Virtual addresses of the sections with code.
     sections: Vec<Range<u64>>,
@@ -123,6 +126,8 @@ impl ModuleFile {
         let mut debug_is_readable = true;
         let mut notes_left = MAX_NOTE_SECTIONS;
         let sections = elf.sections(endian, data)?;
+        let names = sections.section(elf.section_strings_index(endian, data)?)?;
+        let names_offset = names.sh_offset(endian);
         for section in sections.iter() {
             let flags = section.sh_flags(endian);
             let kind = section.sh_type(endian);
@@ -145,12 +150,18 @@ impl ModuleFile {
             } else if name == b".debug_info" {
                 facts.has_debug_info = true;
             } else if name == b".gnu_debugdata" {
-                facts.mini_debug_info = start.checked_add(size).map(|end| start..end);
+                let name = u64::from(section.sh_name(endian));
+                facts.mini_debug_info = Some(MiniDebugInfo {
+                    offset: start,
+                    size_bytes: size,
+                    name_offset: names_offset.saturating_add(name),
+                });
             }
             if name.starts_with(b".debug_") && flags & u64::from(SHF_COMPRESSED) != 0 {
                 debug_is_readable &= is_readable_when_compressed(data, endian, start, size);
             }
         }
+        facts.has_unreadable_debug_info = facts.has_debug_info && !debug_is_readable;
         facts.has_debug_info &= debug_is_readable;
         Ok(facts)
     }

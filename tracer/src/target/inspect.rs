@@ -94,7 +94,9 @@ pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) ->
     let is_static_program = is_program && elf.interpreter().is_none();
     let mut symbols = elf.symbols(SymbolTable::Exported, &NAMES)?;
     let named = |symbols: &[Symbol], name: &str| symbols.iter().any(|symbol| symbol.name == name);
-    if is_static_program && !named(&symbols, Function::Malloc.symbol()) {
+    // musl's loader, called by hand to run a program, exports it although it asks for no loader.
+    let exports_malloc = named(&symbols, Function::Malloc.symbol());
+    if is_static_program && !exports_malloc {
         symbols = elf.symbols(SymbolTable::Full, &NAMES)?;
         // A static function of the program may bear any name.
         symbols.retain(|symbol| !symbol.is_local || is_mark(&symbol.name));
@@ -102,7 +104,7 @@ pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) ->
     let marked = |marks: &[(&str, &'static str)]| {
         marks.iter().find(|(name, _)| named(&symbols, name)).map(|(_, allocator)| *allocator)
     };
-    let libc = if is_static_program { None } else { CLibrary::find(&elf, &symbols) };
+    let libc = if is_static_program && !exports_malloc { None } else { CLibrary::find(&elf, &symbols) };
     let allocator = marked(ALLOCATOR_MARKS)
         .or_else(|| is_static_program.then(|| marked(STATIC_ALLOCATOR_MARKS)).flatten());
     Ok(Inspected {

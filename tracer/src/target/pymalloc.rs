@@ -13,8 +13,9 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use super::code::{PointerUse, Registers};
 use super::elf::{Elf, ElfError, Symbol};
 
-/// Up to this many compares come from code that handles the table itself. Measured: 0 to 2 without
-/// inlining, at least 20 with it.
+/// Up to this many compares come from code that handles the table itself, such as tracemalloc's.
+/// Measured per entry: at most 5 in builds without inlining (3.6 to 3.13), at least 135 of
+/// `PyObject_Malloc`'s with it (Debian 11 to 13, Ubuntu 22.04).
 const MOST_GUARDS_WITHOUT_INLINING: usize = 8;
 
 /// Bytes of an allocator function that are searched for its table entry.

@@ -48,9 +48,7 @@ impl Scan {
         }
         self.pushed_rbp = pushes_rbp;
         match instruction.flow_control() {
-            FlowControl::Return
-            | FlowControl::UnconditionalBranch
-            | FlowControl::IndirectBranch => {
+            FlowControl::Return | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => {
                 self.may_start = true;
             }
             FlowControl::Exception | FlowControl::Interrupt => self.may_start = true,

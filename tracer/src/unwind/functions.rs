@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use gimli::{
-    BaseAddresses, CieOrFde, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice,
-    LittleEndian, UnwindOffset, UnwindSection,
+    BaseAddresses, CieOrFde, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice, LittleEndian,
+    UnwindOffset, UnwindSection,
 };
 
 use super::image::Image;
@@ -57,11 +57,7 @@ impl<'a> Tables<'a> {
         let mut debug_frame = DebugFrame::new(image.debug_frame, LittleEndian);
         eh_frame.set_address_size(8);
         debug_frame.set_address_size(8);
-        Self {
-            eh_frame,
-            debug_frame,
-            bases: BaseAddresses::default().set_eh_frame(image.eh_frame.addr),
-        }
+        Self { eh_frame, debug_frame, bases: BaseAddresses::default().set_eh_frame(image.eh_frame.addr) }
     }
 
     /// Every function in the code of `image`, by address, without overlaps.
@@ -73,9 +69,7 @@ impl<'a> Tables<'a> {
         functions.dedup_by_key(|function| function.start_addr);
         let mut covered_until = 0;
         for index in 0..functions.len() {
-            let next = functions
-                .get(index + 1)
-                .map_or(u64::MAX, |next| next.start_addr);
+            let next = functions.get(index + 1).map_or(u64::MAX, |next| next.start_addr);
             if let Some(function) = functions.get_mut(index) {
                 covered_until = function.end_addr.max(covered_until);
                 function.covered_until = covered_until;
@@ -119,13 +113,7 @@ impl<'a> Tables<'a> {
                 continue;
             }
             let entry_offset = entry.offset();
-            functions.push(Function {
-                start_addr,
-                end_addr,
-                covered_until: 0,
-                entry_offset,
-                source,
-            });
+            functions.push(Function { start_addr, end_addr, covered_until: 0, entry_offset, source });
         }
     }
 }

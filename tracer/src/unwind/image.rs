@@ -67,19 +67,12 @@ impl<'a> Image<'a> {
         if machine != elf::EM_X86_64 {
             return Err(UnwindError::WrongMachine { machine });
         }
-        let program = header
-            .program_headers(LittleEndian, elf)
-            .map_err(UnwindError::NotElf)?;
+        let program = header.program_headers(LittleEndian, elf).map_err(UnwindError::NotElf)?;
         let segments = code_segments(program, elf);
         if segments.is_empty() {
             return Err(UnwindError::NoCode);
         }
-        let mut image = Self {
-            segments,
-            code: Vec::new(),
-            eh_frame: Region::default(),
-            debug_frame: &[],
-        };
+        let mut image = Self { segments, code: Vec::new(), eh_frame: Region::default(), debug_frame: &[] };
         image.read_sections(header, elf);
         if image.eh_frame.bytes.is_empty() {
             image.eh_frame = eh_frame_by_header(program, elf).unwrap_or_default();
@@ -87,13 +80,8 @@ impl<'a> Image<'a> {
         if image.code.is_empty() {
             // A segment that holds the file header holds read-only data, too, which is not to be
             // decoded: linkers before `-z separate-code` made one segment of both.
-            let code = image
-                .segments
-                .iter()
-                .filter(|segment| segment.file_offset != 0);
-            image.code = code
-                .map(|segment| segment.addr..segment.end_addr())
-                .collect();
+            let code = image.segments.iter().filter(|segment| segment.file_offset != 0);
+            image.code = code.map(|segment| segment.addr..segment.end_addr()).collect();
         }
         image.code = merged(image.code);
         Ok(image)
@@ -106,12 +94,8 @@ impl<'a> Image<'a> {
 
     /// Whether `addr` lies in an executable segment.
     pub(super) fn is_code(&self, addr: u64) -> bool {
-        let behind = self
-            .segments
-            .partition_point(|segment| segment.addr <= addr);
-        let segment = behind
-            .checked_sub(1)
-            .and_then(|index| self.segments.get(index));
+        let behind = self.segments.partition_point(|segment| segment.addr <= addr);
+        let segment = behind.checked_sub(1).and_then(|index| self.segments.get(index));
         segment.is_some_and(|segment| addr < segment.end_addr())
     }
 
@@ -178,8 +162,7 @@ fn code_segments<'a>(program: &[Segment], elf: &'a [u8]) -> Vec<CodeSegment<'a>>
     let mut segments: Vec<_> = program
         .iter()
         .filter(|segment| {
-            segment.p_type(LittleEndian) == elf::PT_LOAD
-                && segment.p_flags(LittleEndian) & elf::PF_X != 0
+            segment.p_type(LittleEndian) == elf::PT_LOAD && segment.p_flags(LittleEndian) & elf::PF_X != 0
         })
         .filter_map(|segment| {
             let bytes = segment_bytes(segment, elf);
@@ -211,32 +194,24 @@ fn code_segments<'a>(program: &[Segment], elf: &'a [u8]) -> Vec<CodeSegment<'a>>
 fn segment_bytes<'a>(segment: &Segment, elf: &'a [u8]) -> &'a [u8] {
     let (offset, size_bytes) = segment.file_range(LittleEndian);
     let available_bytes = (elf.len() as u64).saturating_sub(offset);
-    elf.read_bytes_at(offset, size_bytes.min(available_bytes))
-        .unwrap_or_default()
+    elf.read_bytes_at(offset, size_bytes.min(available_bytes)).unwrap_or_default()
 }
 
 /// Finds `.eh_frame` in a file without section headers: `.eh_frame_hdr`, which has a segment of its own,
 /// holds its address. Its end is not stated; a zero length ends it, at the latest its segment.
 fn eh_frame_by_header<'a>(program: &[Segment], elf: &'a [u8]) -> Option<Region<'a>> {
-    let header = program
-        .iter()
-        .find(|segment| segment.p_type(LittleEndian) == elf::PT_GNU_EH_FRAME)?;
+    let header = program.iter().find(|segment| segment.p_type(LittleEndian) == elf::PT_GNU_EH_FRAME)?;
     let bases = gimli::BaseAddresses::default().set_eh_frame_hdr(header.p_vaddr(LittleEndian));
     let bytes = segment_bytes(header, elf);
-    let parsed = gimli::EhFrameHdr::new(bytes, gimli::LittleEndian)
-        .parse(&bases, 8)
-        .ok()?;
+    let parsed = gimli::EhFrameHdr::new(bytes, gimli::LittleEndian).parse(&bases, 8).ok()?;
     let gimli::Pointer::Direct(addr) = parsed.eh_frame_ptr() else {
         return None;
     };
-    program
-        .iter()
-        .filter(|segment| segment.p_type(LittleEndian) == elf::PT_LOAD)
-        .find_map(|segment| {
-            let inside = addr.checked_sub(segment.p_vaddr(LittleEndian))?;
-            let bytes = segment_bytes(segment, elf).get(usize::try_from(inside).ok()?..)?;
-            (!bytes.is_empty()).then_some(Region { addr, bytes })
-        })
+    program.iter().filter(|segment| segment.p_type(LittleEndian) == elf::PT_LOAD).find_map(|segment| {
+        let inside = addr.checked_sub(segment.p_vaddr(LittleEndian))?;
+        let bytes = segment_bytes(segment, elf).get(usize::try_from(inside).ok()?..)?;
+        (!bytes.is_empty()).then_some(Region { addr, bytes })
+    })
 }
 
 /// The same addresses as ranges in order that neither overlap nor touch.

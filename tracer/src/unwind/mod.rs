@@ -79,37 +79,21 @@ pub fn call_sites(elf: &[u8]) -> Result<Vec<CallSiteRow>, UnwindError> {
         let here = functions.get(first..behind).unwrap_or_default();
         for function in here {
             let mut emit = |return_addr: u64, row: CallSite| {
-                rows.push(CallSiteRow {
-                    file_offset: segment.file_offset_of(return_addr),
-                    row,
-                });
+                rows.push(CallSiteRow { file_offset: segment.file_offset_of(return_addr), row });
             };
             match function.source {
-                Source::EhFrame => function_rows(
-                    &tables.eh_frame,
-                    &tables,
-                    function,
-                    &mut context,
-                    &mut code,
-                    &mut emit,
-                ),
-                Source::DebugFrame => function_rows(
-                    &tables.debug_frame,
-                    &tables,
-                    function,
-                    &mut context,
-                    &mut code,
-                    &mut emit,
-                ),
+                Source::EhFrame => {
+                    function_rows(&tables.eh_frame, &tables, function, &mut context, &mut code, &mut emit)
+                }
+                Source::DebugFrame => {
+                    function_rows(&tables.debug_frame, &tables, function, &mut context, &mut code, &mut emit)
+                }
             }
         }
         for gap in image.code_without_tables(segment, &functions) {
             frame_pointers::calls_with_frame_pointer(&mut code, gap, |return_addr| {
                 let file_offset = segment.file_offset_of(return_addr);
-                rows.push(CallSiteRow {
-                    file_offset,
-                    row: CallSite::FRAME_POINTER,
-                });
+                rows.push(CallSiteRow { file_offset, row: CallSite::FRAME_POINTER });
             });
         }
     }
@@ -131,11 +115,9 @@ fn function_rows<'a, S: UnwindSection<functions::Bytes<'a>>>(
     S::Offset: From<usize>,
 {
     let bases = &tables.bases;
-    let Ok(entry) = section.fde_from_offset(
-        bases,
-        function.entry_offset.into(),
-        |section, bases, offset| section.cie_from_offset(bases, offset),
-    ) else {
+    let Ok(entry) = section.fde_from_offset(bases, function.entry_offset.into(), |section, bases, offset| {
+        section.cie_from_offset(bases, offset)
+    }) else {
         return;
     };
     if entry.is_signal_trampoline() {
@@ -155,10 +137,7 @@ fn function_rows<'a, S: UnwindSection<functions::Bytes<'a>>>(
         let end_addr = row.end_address().min(function.end_addr);
         let mut site = None;
         code.calls(row.start_address(), end_addr, |return_addr| {
-            emit(
-                return_addr,
-                *site.get_or_insert_with(|| rule::call_site(row)),
-            );
+            emit(return_addr, *site.get_or_insert_with(|| rule::call_site(row)));
         });
     }
 }

@@ -19,13 +19,7 @@ fn build(name: &str, source: &str, flags: &[&str]) -> (tempfile::TempDir, PathBu
     let source_path = dir.path().join(name);
     let built = dir.path().join("built");
     std::fs::write(&source_path, source).unwrap();
-    let status = Command::new("cc")
-        .args(flags)
-        .arg(&source_path)
-        .arg("-o")
-        .arg(&built)
-        .status()
-        .unwrap();
+    let status = Command::new("cc").args(flags).arg(&source_path).arg("-o").arg(&built).status().unwrap();
     assert!(status.success(), "cc {name} {flags:?}");
     (dir, built)
 }
@@ -42,36 +36,20 @@ fn symbols(elf: &[u8]) -> Vec<(String, u64)> {
     let code = file
         .elf_program_headers()
         .iter()
-        .find(|segment| {
-            segment.p_type.get(LittleEndian) == 1 && segment.p_flags.get(LittleEndian) & 1 != 0
-        })
+        .find(|segment| segment.p_type.get(LittleEndian) == 1 && segment.p_flags.get(LittleEndian) & 1 != 0)
         .unwrap();
-    let delta = code
-        .p_vaddr
-        .get(LittleEndian)
-        .wrapping_sub(code.p_offset.get(LittleEndian));
+    let delta = code.p_vaddr.get(LittleEndian).wrapping_sub(code.p_offset.get(LittleEndian));
     file.symbols()
         .filter(|symbol| !symbol.is_undefined())
-        .map(|symbol| {
-            (
-                symbol.name().unwrap().to_owned(),
-                symbol.address().wrapping_sub(delta),
-            )
-        })
+        .map(|symbol| (symbol.name().unwrap().to_owned(), symbol.address().wrapping_sub(delta)))
         .collect()
 }
 
 /// The rows at the symbols of a file.
 fn rows_by_symbol(elf: &[u8]) -> HashMap<String, CallSite> {
-    let rows: HashMap<u64, CallSite> = call_sites(elf)
-        .unwrap()
-        .iter()
-        .map(|row| (row.file_offset, row.row))
-        .collect();
-    symbols(elf)
-        .into_iter()
-        .filter_map(|(name, at)| Some((name, *rows.get(&at)?)))
-        .collect()
+    let rows: HashMap<u64, CallSite> =
+        call_sites(elf).unwrap().iter().map(|row| (row.file_offset, row.row)).collect();
+    symbols(elf).into_iter().filter_map(|(name, at)| Some((name, *rows.get(&at)?))).collect()
 }
 
 /// Labels `r…` mark the return addresses.
@@ -220,11 +198,7 @@ fn expected() -> HashMap<String, CallSite> {
 }
 
 fn assembled(sections: &str) -> Vec<u8> {
-    built(
-        "rows.S",
-        &format!("{sections}\n{ASSEMBLY}"),
-        &["-shared", "-nostdlib"],
-    )
+    built("rows.S", &format!("{sections}\n{ASSEMBLY}"), &["-shared", "-nostdlib"])
 }
 
 fn without_section_headers(mut elf: Vec<u8>) -> Vec<u8> {
@@ -243,10 +217,7 @@ fn every_call_has_the_rule_in_force_at_the_call() {
 
 #[test]
 fn debug_frame_stands_in_for_eh_frame() {
-    assert_eq!(
-        rows_by_symbol(&assembled(".cfi_sections .debug_frame")),
-        expected()
-    );
+    assert_eq!(rows_by_symbol(&assembled(".cfi_sections .debug_frame")), expected());
 }
 
 #[test]
@@ -290,16 +261,10 @@ fn compiled_code_with_frame_pointers_has_frame_pointer_rows() {
 
 #[test]
 fn what_is_no_x86_64_program_is_refused() {
-    assert!(matches!(
-        call_sites(b"#!/bin/sh\n"),
-        Err(UnwindError::NotElf(_))
-    ));
+    assert!(matches!(call_sites(b"#!/bin/sh\n"), Err(UnwindError::NotElf(_))));
     let mut elf = assembled("");
     elf[0x12] = 183; // e_machine: AArch64
-    assert!(matches!(
-        call_sites(&elf),
-        Err(UnwindError::WrongMachine { machine: 183 })
-    ));
+    assert!(matches!(call_sites(&elf), Err(UnwindError::WrongMachine { machine: 183 })));
     let object_file = built("rows.S", ASSEMBLY, &["-c"]);
     assert!(matches!(call_sites(&object_file), Err(UnwindError::NoCode)));
 }

@@ -7,9 +7,7 @@ use super::super::{child, ptrace};
 use super::*;
 
 /// Where memtrace is when it is killed.
-const STAGES: [&str; 8] = [
-    "forked", "seized", "exec", "mapping", "started", "running", "stopped", "exiting",
-];
+const STAGES: [&str; 8] = ["forked", "seized", "exec", "mapping", "started", "running", "stopped", "exiting"];
 const STAGE_VARIABLE: &str = "MEMTRACE_TEST_STAGE";
 
 /// Says on standard output that it is there, then waits to be killed.
@@ -58,10 +56,7 @@ fn play_memtrace_until_killed() {
         if (reached, stage) == ("started", "running") {
             std::thread::spawn(move || {
                 // Untouched by the tracer from here on, it blocks when it opens the fifo.
-                while !fs::read_to_string(format!("/proc/{tgid}/status"))
-                    .unwrap()
-                    .contains("State:\tS")
-                {
+                while !fs::read_to_string(format!("/proc/{tgid}/status")).unwrap().contains("State:\tS") {
                     std::thread::yield_now();
                 }
                 await_kill(tgid);
@@ -90,21 +85,11 @@ fn the_command_outlives_a_killed_memtrace() {
     let test = concat!(module_path!(), "::play_memtrace_until_killed");
     let test = test.split_once("::").unwrap().1;
     for stage in STAGES {
-        let program = if stage == "stopped" {
-            &stops_itself
-        } else {
-            &waits
-        };
+        let program = if stage == "stopped" { &stops_itself } else { &waits };
         // Only at full speed is there anything that holds the command up but the tracer.
         let file = program.file("file");
         if stage == "running" {
-            assert!(
-                Command::new("mkfifo")
-                    .arg(&file)
-                    .status()
-                    .unwrap()
-                    .success()
-            );
+            assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
         }
         let mut memtrace = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])

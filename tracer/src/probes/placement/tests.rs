@@ -15,10 +15,7 @@ fn found(offset: u32, instruction: Emulated) -> Placement {
 }
 
 fn fallback(obstacle: Obstacle) -> Placement {
-    Placement {
-        offset: 0,
-        why: Reason::FallbackEntry(obstacle),
-    }
+    Placement { offset: 0, why: Reason::FallbackEntry(obstacle) }
 }
 
 // First bytes of functions in Debian 12's glibc 2.36-9+deb12u14, libc.so.6.
@@ -97,35 +94,20 @@ fn functions_of_the_c_library() {
 
 #[test]
 fn arguments_that_are_read_must_be_intact() {
-    let overwritten = Obstacle::ArgumentOverwritten {
-        argument: 2,
-        offset: 3,
-    };
+    let overwritten = Obstacle::ArgumentOverwritten { argument: 2, offset: 3 };
     assert_eq!(at(GLIBC_REALLOCARRAY, 3), fallback(overwritten));
-    let overwritten = Obstacle::ArgumentOverwritten {
-        argument: 1,
-        offset: 6,
-    };
+    let overwritten = Obstacle::ArgumentOverwritten { argument: 1, offset: 6 };
     assert_eq!(at(GLIBC_REALLOCARRAY, 2), fallback(overwritten));
-    assert_eq!(
-        at(GLIBC_REALLOCARRAY, 1),
-        found(9, Emulated::ConditionalJump)
-    );
+    assert_eq!(at(GLIBC_REALLOCARRAY, 1), found(9, Emulated::ConditionalJump));
 }
 
 #[test]
 fn functions_of_cpython() {
     assert_eq!(at(PYOBJECT_MALLOC, 1), found(6, Emulated::ConditionalJump));
-    let overwritten = Obstacle::ArgumentOverwritten {
-        argument: 0,
-        offset: 3,
-    };
+    let overwritten = Obstacle::ArgumentOverwritten { argument: 0, offset: 3 };
     assert_eq!(at(PYOBJECT_FREE, 1), fallback(overwritten));
     // Its jump through memory is a tail call, executed out of line.
-    assert_eq!(
-        at(PYOBJECT_FREE, 0),
-        fallback(Obstacle::StraightLineEnds { offset: 10 })
-    );
+    assert_eq!(at(PYOBJECT_FREE, 0), fallback(Obstacle::StraightLineEnds { offset: 10 }));
 }
 
 #[test]
@@ -137,12 +119,7 @@ fn endbr64_is_passed_over() {
 #[test]
 fn parts_of_an_argument_register_count() {
     let push = 0x55;
-    let overwritten = |argument| {
-        fallback(Obstacle::ArgumentOverwritten {
-            argument,
-            offset: 0,
-        })
-    };
+    let overwritten = |argument| fallback(Obstacle::ArgumentOverwritten { argument, offset: 0 });
     assert_eq!(at(&[0x40, 0xb7, 0x01, push], 1), overwritten(0)); // mov dil, 1
     assert_eq!(at(&[0xb9, 1, 0, 0, 0, push], 4), overwritten(3)); // mov ecx, 1
     assert_eq!(at(&[0xb9, 1, 0, 0, 0, push], 3), found(5, Emulated::Push));
@@ -153,34 +130,14 @@ fn parts_of_an_argument_register_count() {
 #[test]
 fn a_site_that_branches_lead_around_to_is_not_taken() {
     // test rdi, rdi; dec rax; jne back; ret
-    let back_to = |target: u8| {
-        [
-            0x48,
-            0x85,
-            0xff,
-            0x48,
-            0xff,
-            0xc8,
-            0x75,
-            target.wrapping_sub(8),
-            0xc3,
-        ]
-    };
-    assert_eq!(
-        at(&back_to(3), 1),
-        fallback(Obstacle::BranchInto { offset: 3 })
-    );
-    assert_eq!(
-        at(&back_to(6), 1),
-        fallback(Obstacle::BranchInto { offset: 6 })
-    );
+    let back_to = |target: u8| [0x48, 0x85, 0xff, 0x48, 0xff, 0xc8, 0x75, target.wrapping_sub(8), 0xc3];
+    assert_eq!(at(&back_to(3), 1), fallback(Obstacle::BranchInto { offset: 3 }));
+    assert_eq!(at(&back_to(6), 1), fallback(Obstacle::BranchInto { offset: 6 }));
     assert_eq!(at(&back_to(8), 1), found(6, Emulated::ConditionalJump));
     // To the entry: the function calls itself anew, with the probe.
     assert_eq!(at(&back_to(0), 1), found(6, Emulated::ConditionalJump));
     // A branch from far behind counts as well: test rdi, rdi; je; ret; jmp +3.
-    let far = [
-        0x48, 0x85, 0xff, 0x74, 0x01, 0xc3, 0xe9, 0xf8, 0xff, 0xff, 0xff,
-    ];
+    let far = [0x48, 0x85, 0xff, 0x74, 0x01, 0xc3, 0xe9, 0xf8, 0xff, 0xff, 0xff];
     assert_eq!(at(&far, 1), fallback(Obstacle::BranchInto { offset: 3 }));
 }
 
@@ -198,12 +155,9 @@ fn a_jump_table_may_lead_anywhere() {
 
 #[test]
 fn nops_count_as_far_as_the_kernel_emulates_them() {
-    let both = |code: &[u8]| {
-        [KernelNops::SingleByte, KernelNops::MultiByte].map(|nops| place(code, 0, 1, nops))
-    };
-    let (nop, push) = (found(0, Emulated::Nop), |offset| {
-        found(offset, Emulated::Push)
-    });
+    let both =
+        |code: &[u8]| [KernelNops::SingleByte, KernelNops::MultiByte].map(|nops| place(code, 0, 1, nops));
+    let (nop, push) = (found(0, Emulated::Nop), |offset| found(offset, Emulated::Push));
     assert_eq!(both(&[0x90, 0x55]), [nop, nop]);
     assert_eq!(both(&[0x66, 0x90, 0x55]), [push(2), nop]);
     assert_eq!(both(&[0x0f, 0x1f, 0x44, 0, 0, 0x55]), [push(5), nop]);
@@ -239,11 +193,7 @@ fn every_emulated_form_is_known_and_no_refused_one() {
         &[0xc3],                   // ret
     ];
     for code in others {
-        assert_eq!(
-            at(&[&[0x48, 0x85, 0xff], code].concat(), 6),
-            ends_at_3,
-            "{code:02x?}"
-        );
+        assert_eq!(at(&[&[0x48, 0x85, 0xff], code].concat(), 6), ends_at_3, "{code:02x?}");
     }
     // push [rax] and a push with REX.W are executed out of line and move the stack pointer.
     let moved = fallback(Obstacle::StackPointerMoved { offset: 0 });
@@ -254,29 +204,17 @@ fn every_emulated_form_is_known_and_no_refused_one() {
 #[test]
 fn code_that_ends_falls_back_to_the_entry() {
     assert_eq!(at(&[], 1), fallback(Obstacle::CodeEnds { offset: 0 }));
-    assert_eq!(
-        at(&GLIBC_FREE[..3], 1),
-        fallback(Obstacle::CodeEnds { offset: 3 })
-    );
+    assert_eq!(at(&GLIBC_FREE[..3], 1), fallback(Obstacle::CodeEnds { offset: 3 }));
     for cut in 3..9 {
-        assert_eq!(
-            at(&GLIBC_FREE[..cut], 1),
-            fallback(Obstacle::CodeEnds { offset: 3 })
-        );
+        assert_eq!(at(&GLIBC_FREE[..cut], 1), fallback(Obstacle::CodeEnds { offset: 3 }));
     }
     assert_eq!(at(&[0x06], 1), fallback(Obstacle::CodeEnds { offset: 0 }));
 }
 
 #[test]
 fn doctor_can_say_why() {
-    assert_eq!(
-        at(GLIBC_MALLOC, 1).to_string(),
-        "+0 (at entry, emulated push)"
-    );
-    assert_eq!(
-        at(GLIBC_FREE, 1).to_string(),
-        "+3 (emulated conditional jump)"
-    );
+    assert_eq!(at(GLIBC_MALLOC, 1).to_string(), "+0 (at entry, emulated push)");
+    assert_eq!(at(GLIBC_FREE, 1).to_string(), "+3 (emulated conditional jump)");
     assert_eq!(
         at(GLIBC_MREMAP, 5).to_string(),
         "+0 (at entry, single-stepped: the stack pointer moves at +0)"

@@ -13,18 +13,14 @@ fn cut_anywhere_a_recording_gives_its_whole_sections_and_says_so() {
     let whole = read(&file[..]).unwrap();
     let header_end = whole.starts[0] as usize;
     // Where each section ends: where the next one starts.
-    let ends: Vec<usize> = whole.starts[1..]
-        .iter()
-        .map(|start| *start as usize)
-        .collect();
+    let ends: Vec<usize> = whole.starts[1..].iter().map(|start| *start as usize).collect();
     for cut in 0..file.len() {
         let read = read(&file[..cut]);
         if cut < header_end {
             assert!(
                 matches!(
                     read,
-                    Err(RecordingError::Empty
-                        | RecordingError::DamagedHeader(Damage::Truncated { .. }))
+                    Err(RecordingError::Empty | RecordingError::DamagedHeader(Damage::Truncated { .. }))
                 ),
                 "cut at {cut}: {read:?}"
             );
@@ -32,17 +28,10 @@ fn cut_anywhere_a_recording_gives_its_whole_sections_and_says_so() {
         }
         let read = read.unwrap();
         let whole_sections = ends.iter().filter(|end| **end <= cut).count();
-        assert_eq!(
-            read.sections,
-            whole.sections[..whole_sections],
-            "cut at {cut}"
-        );
+        assert_eq!(read.sections, whole.sections[..whole_sections], "cut at {cut}");
         let at_byte = whole.starts[whole_sections];
-        let damage = if at_byte == cut as u64 {
-            Damage::NoTrailer { at_byte }
-        } else {
-            Damage::Truncated { at_byte }
-        };
+        let damage =
+            if at_byte == cut as u64 { Damage::NoTrailer { at_byte } } else { Damage::Truncated { at_byte } };
         assert_eq!(read.notes, [damage.to_string()]);
         assert_eq!(read.damage, Some(damage), "cut at {cut}");
     }
@@ -55,15 +44,9 @@ fn every_flipped_bit_is_noticed_and_nothing_wrong_is_read() {
     for bit in 0..file.len() * 8 {
         file[bit / 8] ^= 1 << (bit % 8);
         if let Ok(read) = read(&file[..]) {
-            let damage = read
-                .damage
-                .unwrap_or_else(|| panic!("bit {bit} went unnoticed"));
+            let damage = read.damage.unwrap_or_else(|| panic!("bit {bit} went unnoticed"));
             assert!(damage.at_byte() <= bit as u64 / 8, "bit {bit}: {damage}");
-            assert_eq!(
-                read.sections,
-                whole.sections[..read.sections.len()],
-                "bit {bit}"
-            );
+            assert_eq!(read.sections, whole.sections[..read.sections.len()], "bit {bit}");
             assert!(read.sections.len() < whole.sections.len(), "bit {bit}");
         }
         file[bit / 8] ^= 1 << (bit % 8);
@@ -73,22 +56,12 @@ fn every_flipped_bit_is_noticed_and_nothing_wrong_is_read() {
 #[test]
 fn what_is_no_recording_is_told_from_what_is_damaged_or_newer() {
     assert!(matches!(read(io::empty()), Err(RecordingError::Empty)));
-    for file in [
-        &b"\x7fELF\x02\x01\x01"[..],
-        b"memory",
-        b"memtrace: tracing 42 (server)\n",
-    ] {
-        assert!(
-            matches!(read(file), Err(RecordingError::NotARecording)),
-            "{file:?}"
-        );
+    for file in [&b"\x7fELF\x02\x01\x01"[..], b"memory", b"memtrace: tracing 42 (server)\n"] {
+        assert!(matches!(read(file), Err(RecordingError::NotARecording)), "{file:?}");
     }
     let mut file = small_recording();
     file[8] = 0;
-    assert!(matches!(
-        read(&file[..]),
-        Err(RecordingError::NotARecording)
-    ));
+    assert!(matches!(read(&file[..]), Err(RecordingError::NotARecording)));
     file[8] = VERSION as u8 + 1;
     let error = read(&file[..]).unwrap_err();
     assert!(matches!(error, RecordingError::NewerVersion { found } if found == VERSION + 1));
@@ -106,11 +79,7 @@ fn zeros_behind_the_last_section_are_no_sections() {
     // What a file system may leave of the last blocks after a power failure.
     let file = with_section(&[0; 4096]);
     let read = read(&file[..]).unwrap();
-    assert!(
-        matches!(read.damage, Some(Damage::BadChecksum { .. })),
-        "{:?}",
-        read.damage
-    );
+    assert!(matches!(read.damage, Some(Damage::BadChecksum { .. })), "{:?}", read.damage);
 }
 
 #[test]
@@ -121,57 +90,29 @@ fn unknown_sections_are_skipped_and_counted() {
     let read = read(&file[..]).unwrap();
     assert_eq!(read.damage, None);
     assert_eq!(read.raw_records(), records());
-    assert_eq!(
-        (read.counts.sections, read.counts.unknown_sections),
-        (10, 1)
-    );
+    assert_eq!((read.counts.sections, read.counts.unknown_sections), (10, 1));
     assert_eq!(read.notes.len(), 1);
 }
 
 #[test]
 fn sections_that_make_no_sense_end_the_reading() {
-    let plain = |kind: SectionKind, content: &[u8]| {
-        forge(kind as u8, encoding::PLAIN, content.len() as u32, content)
-    };
+    let plain =
+        |kind: SectionKind, content: &[u8]| forge(kind as u8, encoding::PLAIN, content.len() as u32, content);
     let bomb = lz4_flex::block::compress(&[0; 1 << 16]);
     let mapped = br#"{"target":0,"time_ns":0,"mappings":
         [{"start_addr":0,"end_addr":1,"file_offset":0,"module":0}]}"#;
     let cases = [
-        (
-            plain(SectionKind::Header, &serde_json::to_vec(&header()).unwrap()),
-            "a second header",
-        ),
+        (plain(SectionKind::Header, &serde_json::to_vec(&header()).unwrap()), "a second header"),
         (plain(SectionKind::Modules, b"[{}]"), "missing field"),
         (plain(SectionKind::Names, &b"[".repeat(10_000)), "line 1"),
         (plain(SectionKind::Trailer, b"\xff"), "expected value"),
-        (
-            plain(SectionKind::Mappings, mapped),
-            "no module has number 0",
-        ),
-        (
-            plain(SectionKind::Events, &[4, 0, 1, 2, 3]),
-            "reaches past its end",
-        ),
-        (
-            forge(SectionKind::Events as u8, encoding::PLAIN, 7, b"\0\0"),
-            "lengths disagree",
-        ),
-        (
-            forge(SectionKind::Events as u8, 2, 2, b"\0\0"),
-            "unknown encoding 2",
-        ),
-        (
-            forge(SectionKind::Events as u8, encoding::LZ4, 100, &bomb),
-            "too small",
-        ),
-        (
-            forge(SectionKind::Events as u8, encoding::LZ4, 1 << 17, &bomb),
-            "65536 bytes where",
-        ),
-        (
-            forge(SectionKind::Events as u8, encoding::LZ4, 9, b"\xff\xff"),
-            "byte",
-        ),
+        (plain(SectionKind::Mappings, mapped), "no module has number 0"),
+        (plain(SectionKind::Events, &[4, 0, 1, 2, 3]), "reaches past its end"),
+        (forge(SectionKind::Events as u8, encoding::PLAIN, 7, b"\0\0"), "lengths disagree"),
+        (forge(SectionKind::Events as u8, 2, 2, b"\0\0"), "unknown encoding 2"),
+        (forge(SectionKind::Events as u8, encoding::LZ4, 100, &bomb), "too small"),
+        (forge(SectionKind::Events as u8, encoding::LZ4, 1 << 17, &bomb), "65536 bytes where"),
+        (forge(SectionKind::Events as u8, encoding::LZ4, 9, b"\xff\xff"), "byte"),
     ];
     for (section, expected) in cases {
         let read = read(&with_section(&section)[..]).unwrap();
@@ -187,19 +128,11 @@ fn sections_that_make_no_sense_end_the_reading() {
 fn undecodable_records_are_counted_and_the_others_stay() {
     let mut file = Vec::new();
     let mut writer = Writer::create(&mut file, &header()).unwrap();
-    let given = [
-        records()[1].clone(),
-        vec![99; 16],
-        vec![],
-        records()[4].clone(),
-    ];
+    let given = [records()[1].clone(), vec![99; 16], vec![], records()[4].clone()];
     given.iter().for_each(|raw| writer.event(raw).unwrap());
     writer.finish(&trailer()).unwrap();
     let read = read(&file[..]).unwrap();
-    assert_eq!(
-        (read.counts.records, read.counts.undecodable_records),
-        (4, 2)
-    );
+    assert_eq!((read.counts.records, read.counts.undecodable_records), (4, 2));
     assert_eq!(read.raw_records(), given);
     assert!(matches!(&read.sections[0], Section::Events(batch) if batch.records().count() == 2));
     assert_eq!(read.damage, None);
@@ -230,13 +163,7 @@ fn an_input_that_fails_is_read_up_to_there() {
     let read = read(Cursor::new(&file[..starts[3] as usize + 5]).chain(Failing)).unwrap();
     assert_eq!(read.sections.len(), 3);
     let cause = "bad disk".to_owned();
-    assert_eq!(
-        read.damage,
-        Some(Damage::Unreadable {
-            at_byte: starts[3],
-            cause
-        })
-    );
+    assert_eq!(read.damage, Some(Damage::Unreadable { at_byte: starts[3], cause }));
 }
 
 proptest! {

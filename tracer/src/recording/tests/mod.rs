@@ -16,11 +16,7 @@ pub(super) fn header() -> RecordingHeader {
         memtrace_version: "0.1.0".into(),
         started_unix_ms: 1_700_000_000_000,
         started_mono_ns: 1_000,
-        targets: vec![Target {
-            pid: 42,
-            command: vec!["server".into()],
-            ..Target::default()
-        }],
+        targets: vec![Target { pid: 42, command: vec!["server".into()], ..Target::default() }],
         settings: Settings {
             mode: Mode::Exact,
             min_size_bytes: 0,
@@ -31,29 +27,17 @@ pub(super) fn header() -> RecordingHeader {
 }
 
 pub(super) fn modules(paths: &[&str]) -> Vec<Module> {
-    let module = |path: &&str| Module {
-        path: path.to_string(),
-        build_id: Some("c0ffee".into()),
-    };
+    let module = |path: &&str| Module { path: path.to_string(), build_id: Some("c0ffee".into()) };
     paths.iter().map(module).collect()
 }
 
 pub(super) fn mapping(module: u32) -> Mapping {
-    Mapping {
-        start_addr: 0x1000,
-        end_addr: 0x2000,
-        file_offset: 0x100,
-        module,
-    }
+    Mapping { start_addr: 0x1000, end_addr: 0x2000, file_offset: 0x100, module }
 }
 
 fn record(kind: Kind, words: &[u64]) -> Vec<u8> {
     let first = u64::from_le_bytes([kind as u8, 1, 0, 0, 7, 0, 0, 0]);
-    [first]
-        .iter()
-        .chain(words)
-        .flat_map(|word| word.to_le_bytes())
-        .collect()
+    [first].iter().chain(words).flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// One of each kind, each with its time first.
@@ -79,41 +63,23 @@ pub(super) fn names(function: &str) -> Vec<NamedPlace> {
         offset: Some(0x334),
         inlined: false,
     };
-    let place = CodeAddr::InFile {
-        module: 0,
-        offset: 0x334,
-    };
+    let place = CodeAddr::InFile { module: 0, offset: 0x334 };
     vec![
-        NamedPlace {
-            place,
-            frames: vec![
-                Frame {
-                    inlined: true,
-                    ..frame.clone()
-                },
-                frame,
-            ],
-        },
-        NamedPlace {
-            place: CodeAddr::Unmapped { addr: u64::MAX },
-            frames: vec![],
-        },
+        NamedPlace { place, frames: vec![Frame { inlined: true, ..frame.clone() }, frame] },
+        NamedPlace { place: CodeAddr::Unmapped { addr: u64::MAX }, frames: vec![] },
     ]
 }
 
 fn trailer() -> Trailer {
     let mut trailer = Trailer {
         ended_mono_ns: 9_000,
+        targets: vec![Target { pid: 42, command: vec!["other".into()], ..Target::default() }],
         duration_ms: 8,
         ..Trailer::default()
     };
     trailer.loss.detail.insert("allocations_lost".into(), 3);
     trailer.notes.push("7 is a thread of 42".into());
-    let coverage = Coverage {
-        alloc_share: Some(0.5),
-        free_share: None,
-        how: "functions".into(),
-    };
+    let coverage = Coverage { alloc_share: Some(0.5), free_share: None, how: "functions".into() };
     trailer.coverage.insert("malloc".into(), coverage);
     trailer
 }
@@ -123,9 +89,7 @@ pub(super) fn small_recording() -> Vec<u8> {
     let mut file = Vec::new();
     let mut writer = Writer::create(&mut file, &header()).unwrap();
     let records = records();
-    writer
-        .modules(&modules(&["/srv/server", "/lib/libc.so.6"]))
-        .unwrap();
+    writer.modules(&modules(&["/srv/server", "/lib/libc.so.6"])).unwrap();
     let events = |writer: &mut Writer<_>, range: std::ops::Range<usize>| {
         for raw in &records[range] {
             writer.event(raw).unwrap();

@@ -14,17 +14,10 @@ fn what_is_written_is_read_in_the_same_order() {
         Section::Events(batch) => batch.records().count(),
         _ => 0,
     };
-    assert_eq!(
-        read.sections.iter().map(count).collect::<Vec<_>>(),
-        [0, 1, 0, 3, 0, 2, 0, 0]
-    );
+    assert_eq!(read.sections.iter().map(count).collect::<Vec<_>>(), [0, 1, 0, 3, 0, 2, 0, 0]);
     let mut others = read.sections.clone();
     others.retain(|section| count(section) == 0);
-    let mappings = Mappings {
-        target: 0,
-        time_ns: 1_001,
-        mappings: vec![mapping(0), mapping(1)],
-    };
+    let mappings = Mappings { target: 0, time_ns: 1_001, mappings: vec![mapping(0), mapping(1)] };
     let expected = [
         Section::Modules(modules(&["/srv/server", "/lib/libc.so.6"])),
         Section::Mappings(mappings),
@@ -37,11 +30,7 @@ fn what_is_written_is_read_in_the_same_order() {
     assert_eq!(read.damage, None);
     assert_eq!(read.notes, [""; 0]);
     assert_eq!(read.last_time_ns, Some(1_006));
-    let counts = Counts {
-        sections: 9,
-        records: 6,
-        ..Counts::default()
-    };
+    let counts = Counts { sections: 9, records: 6, ..Counts::default() };
     assert_eq!(read.counts, counts);
 }
 
@@ -49,20 +38,13 @@ fn what_is_written_is_read_in_the_same_order() {
 fn a_kill_loses_what_was_not_flushed() {
     let mut file = Vec::new();
     let mut writer = Writer::create(&mut file, &header()).unwrap();
-    records()[..3]
-        .iter()
-        .for_each(|raw| writer.event(raw).unwrap());
+    records()[..3].iter().for_each(|raw| writer.event(raw).unwrap());
     writer.flush().unwrap();
     writer.event(&records()[3]).unwrap();
     drop(writer);
     let read = read(&file[..]).unwrap();
     assert_eq!(read.raw_records(), records()[..3]);
-    assert_eq!(
-        read.damage,
-        Some(Damage::NoTrailer {
-            at_byte: file.len() as u64
-        })
-    );
+    assert_eq!(read.damage, Some(Damage::NoTrailer { at_byte: file.len() as u64 }));
     assert_eq!(read.last_time_ns, Some(1_003));
 }
 
@@ -77,11 +59,7 @@ fn full_batches_go_out_by_themselves() {
     let read = read(&file[..]).unwrap();
     assert_eq!(read.sections.len(), 2);
     assert_eq!(read.counts.records, 2 * per_batch as u64);
-    assert!(
-        file.len() < EVENT_BATCH_BYTES / 10,
-        "not compressed: {}",
-        file.len()
-    );
+    assert!(file.len() < EVENT_BATCH_BYTES / 10, "not compressed: {}", file.len());
 }
 
 #[test]
@@ -147,16 +125,10 @@ impl Write for &mut Disk {
 
 #[test]
 fn after_a_failed_write_nothing_more_is_written() {
-    let mut disk = Disk {
-        file: Vec::new(),
-        room: with_section(b"").len() + 30,
-    };
+    let mut disk = Disk { file: Vec::new(), room: with_section(b"").len() + 30 };
     let mut writer = Writer::create(&mut disk, &header()).unwrap();
     writer.event(&records()[0]).unwrap();
-    assert_eq!(
-        writer.flush().unwrap_err().kind(),
-        io::ErrorKind::StorageFull
-    );
+    assert_eq!(writer.flush().unwrap_err().kind(), io::ErrorKind::StorageFull);
     assert!(writer.event(&records()[1]).is_err());
     assert!(writer.names(&names("main")).is_err());
     assert!(writer.finish(&trailer()).is_err());

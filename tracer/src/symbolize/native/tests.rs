@@ -1,167 +1,15 @@
 //! Programs compiled here print where they call from: the return address, the function and the line are
 //! known from the program itself, not from another reader of symbols.
 
-use std::{
-    collections::HashMap,
-    fs,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod program;
 
+use std::{fs, os::unix::fs::FileExt};
+
+use object::{Object as _, ObjectSection as _};
+
+use self::program::{C_SOURCE, CPP_SOURCE, Program, module, run};
 use super::*;
-use crate::model::FrameKind;
-
-const CALLS: &str = r#"
-#include <stdio.h>
-#include <string.h>
-#ifdef __cplusplus
-extern "C"
-#endif
-__attribute__((noinline)) void here(const char *label, int line) {
-    printf("call %s %d %p\n", label, line, __builtin_return_address(0));
-}
-/* The empty assembly keeps the call from becoming a jump. */
-#define HERE(label) do { here(label, __LINE__); __asm__ volatile(""); } while (0)
-static void print_maps(void) {
-    char line[4096];
-    FILE *maps = fopen("/proc/self/maps", "r");
-    while (fgets(line, sizeof line, maps)) fputs(line, stdout);
-    fclose(maps);
-}
-"#;
-
-const C_SOURCE: &str = r#"
-#include "calls.h"
-__attribute__((noinline)) void exported_first(void) { HERE("exported"); }
-static __attribute__((noipa)) void hidden(void) { HERE("static"); }
-static inline __attribute__((always_inline)) void inner(void) { HERE("inlined"); }
-static inline __attribute__((always_inline)) void middle(void) { inner(); }
-__attribute__((noinline)) void outer(void) { middle(); }
-int main(void) { exported_first(); hidden(); outer(); print_maps(); return 0; }
-"#;
-
-const CPP_SOURCE: &str = r#"
-#include "calls.h"
-#include <string>
-__attribute__((noipa)) void leak_new() { HERE("function"); }
-namespace shop {
-template <class T> struct Box {
-    __attribute__((noipa)) void fill(T, const std::string &) { HERE("template"); }
-};
-namespace {
-__attribute__((noipa)) int count(int a) { HERE("anonymous"); return a; }
-__attribute__((noinline)) int copied(int a) { HERE("copy"); return a; }
-}
-}
-int main() {
-    leak_new();
-    shop::Box<int>().fill(1, "x");
-    auto lambda = [](int) __attribute__((noipa)) { HERE("lambda"); };
-    lambda(1);
-    print_maps();
-    return shop::count(0) + shop::copied(0);
-}
-"#;
-
-/// A call as the program itself reported it.
-#[derive(Clone, Copy, Debug)]
-struct Call {
-    line: u32,
-    /// Of the return address in the program's file.
-    offset: u64,
-}
-
-impl Call {
-    fn place(self) -> CodeAddr {
-        CodeAddr::InFile { module: 0, offset: self.offset }
-    }
-}
-
-struct Program {
-    dir: tempfile::TempDir,
-    exe: PathBuf,
-    source: PathBuf,
-    calls: HashMap<String, Call>,
-}
-
-fn run(program: &str, args: &[&str], dir: &Path) -> String {
-    let output = Command::new(program).args(args).current_dir(dir).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn hex(text: &str) -> u64 {
-    u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
-}
-
-impl Program {
-    fn build(compiler: &str, name: &str, source: &str, flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().canonicalize().unwrap();
-        fs::write(path.join("calls.h"), CALLS).unwrap();
-        fs::write(path.join(name), source).unwrap();
-        let mut args = vec!["-O2", "-Wl,--build-id", "-o", "program", name];
-        args.extend(flags);
-        run(compiler, &args, &path);
-        let exe = path.join("program");
-        let mut program = Self { dir, source: path.join(name), exe: exe.clone(), calls: HashMap::new() };
-        let printed = run(exe.to_str().unwrap(), &[], &path);
-        let offset_of = |addr: u64| {
-            let mapping = printed.lines().filter(|line| line.ends_with("/program")).find_map(|line| {
-                let fields: Vec<_> = line.split_whitespace().collect();
-                let (start, end) = fields[0].split_once('-')?;
-                (hex(start)..hex(end)).contains(&addr).then(|| addr - hex(start) + hex(fields[2]))
-            });
-            mapping.expect("a return address is in the program")
-        };
-        for line in printed.lines().filter_map(|line| line.strip_prefix("call ")) {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            let call = Call { line: fields[1].parse().unwrap(), offset: offset_of(hex(fields[2])) };
-            program.calls.insert(fields[0].to_owned(), call);
-        }
-        program
-    }
-
-    fn c(flags: &[&str]) -> Self {
-        Self::build("cc", "calls.c", C_SOURCE, flags)
-    }
-
-    fn path(&self) -> &Path {
-        self.exe.parent().unwrap()
-    }
-
-    fn modules(&self) -> [(Module, Option<File>); 1] {
-        [(module(&self.exe), Some(File::open(&self.exe).unwrap()))]
-    }
-
-    /// The frames of the call `label`, with the split debug information below the program's directory.
-    fn frames(&self, label: &str) -> Vec<Frame> {
-        let (frames, problems) = self.frames_and_problems(&self.modules(), label);
-        assert_eq!(problems, Vec::<String>::new());
-        frames
-    }
-
-    fn frames_and_problems(
-        &self,
-        modules: &[(Module, Option<File>)],
-        label: &str,
-    ) -> (Vec<Frame>, Vec<String>) {
-        let mut symbolizer = Symbolizer::new().with_debug_dirs(vec![self.dir.path().join("debug")]);
-        let place = self.calls[label].place();
-        let mut named = symbolizer.name(modules, &[place]);
-        assert_eq!(named.len(), 1);
-        (named.remove(&place).unwrap(), symbolizer.problems().to_vec())
-    }
-
-    fn strip(&self) {
-        run("strip", &["program"], self.path());
-    }
-}
-
-fn module(path: &Path) -> Module {
-    Module { path: path.to_str().unwrap().to_owned(), build_id: None }
-}
+use crate::{model::FrameKind, symbolize::module_file::hexadecimal};
 
 fn functions(frames: &[Frame]) -> Vec<Option<&str>> {
     frames.iter().map(|frame| frame.function.as_deref()).collect()
@@ -241,7 +89,7 @@ fn a_stripped_program_names_exported_functions_only() {
 fn split_debug_information_is_found_by_build_id() {
     let program = Program::c(&["-g"]);
     let id = ModuleFile::read(&File::open(&program.exe).unwrap()).unwrap().build_id.unwrap();
-    let id = super::super::module_file::hexadecimal(&id);
+    let id = hexadecimal(&id);
     let dir = format!("debug/.build-id/{}", &id[..2]);
     run("mkdir", &["-p", &dir], program.path());
     let file = format!("{dir}/{}.debug", &id[2..]);
@@ -285,8 +133,7 @@ fn a_deleted_or_replaced_file_is_still_the_one_that_was_opened() {
 fn a_recorded_module_is_opened_by_path_only_with_the_recorded_build_id() {
     let program = Program::c(&["-g"]);
     let id = ModuleFile::read(&File::open(&program.exe).unwrap()).unwrap().build_id.unwrap();
-    let recorded =
-        Module { build_id: Some(super::super::module_file::hexadecimal(&id)), ..module(&program.exe) };
+    let recorded = Module { build_id: Some(hexadecimal(&id)), ..module(&program.exe) };
     let place = program.calls["static"].place();
     let name = |module: &Module, mut symbolizer: Symbolizer| {
         let mut named = symbolizer.name(&[(module.clone(), None)], &[place]);
@@ -339,4 +186,114 @@ fn offsets_outside_the_code_are_unnamed() {
     for frames in Symbolizer::new().name(&program.modules(), &places).values() {
         assert_symbol_only(frames, None);
     }
+}
+
+#[test]
+fn packed_symbols_of_a_stripped_program_are_read_beside_its_exported_ones() {
+    let program = Program::c(&["-rdynamic"]);
+    run("objcopy", &["--keep-symbol=hidden", "-S", "program", "mini"], program.path());
+    // As Fedora does: the packed file keeps no symbol that `.dynsym` has.
+    run("xz", &["mini"], program.path());
+    program.strip();
+    run("objcopy", &["--add-section", ".gnu_debugdata=mini.xz", "program"], program.path());
+    assert_symbol_only(&program.frames("static"), Some("hidden"));
+    assert_symbol_only(&program.frames("exported"), Some("exported_first"));
+
+    fs::write(program.path().join("mini.xz"), b"no xz").unwrap();
+    run("objcopy", &["--update-section", ".gnu_debugdata=mini.xz", "program"], program.path());
+    let (frames, problems) = program.frames_and_problems(&program.modules(), "exported");
+    assert_symbol_only(&frames, Some("exported_first"));
+    assert!(problems[0].contains(".gnu_debugdata"), "{problems:?}");
+}
+
+#[test]
+fn a_symbol_without_a_size_does_not_reach_into_another_section() {
+    let other =
+        C_SOURCE.replace("static __attribute__((noipa))", "__attribute__((noipa, section(\"other\")))");
+    // The last symbol before the section `other`.
+    let source = other + "__asm__(\".text\\n.globl bare\\nbare: ret\");\n";
+    let program = Program::build("cc", "calls.c", &source, &["-fno-toplevel-reorder"]);
+    assert_symbol_only(&program.frames("static"), Some("hidden"));
+    run("objcopy", &["--strip-symbol=hidden", "program"], program.path());
+    assert_symbol_only(&program.frames("static"), None);
+}
+
+#[test]
+fn the_call_is_named_where_nothing_follows_it_in_its_function() {
+    let program = Program::c(&["-g"]);
+    let frames = program.frames("noreturn");
+    let line = program.calls["noreturn"].line;
+    assert_eq!((functions(&frames), frames[0].line), (vec![Some("ends_in_a_call")], Some(line)));
+}
+
+#[test]
+fn rust_names_of_both_manglings_are_demangled() {
+    let declared = |symbol: &str| format!("void hidden(void) __asm__(\"{symbol}\");\n");
+    for (symbol, expected) in [
+        ("_ZN5names4shop9leak_rust17h0123456789abcdefE", "names::shop::leak_rust"),
+        ("_RNvNtCs1234_5names4shop9leak_rust", "names::shop::leak_rust"),
+    ] {
+        let source = C_SOURCE
+            .replace("static __attribute__((noipa))", "__attribute__((noipa))")
+            .replace("#include \"calls.h\"", &format!("#include \"calls.h\"\n{}", declared(symbol)));
+        let program = Program::build("cc", "calls.c", &source, &[]);
+        assert_symbol_only(&program.frames("static"), Some(expected));
+    }
+}
+
+#[test]
+fn compressed_debug_information_is_read_unless_its_size_or_method_is_out_of_reach() {
+    let program = Program::c(&["-g"]);
+    run("objcopy", &["--compress-debug-sections=zlib", "program"], program.path());
+    let line = program.calls["static"].line;
+    assert_eq!(program.frames("static")[0].line, Some(line));
+
+    let bytes = fs::read(&program.exe).unwrap();
+    let elf = object::read::elf::ElfFile64::<object::Endianness>::parse(&*bytes).unwrap();
+    let header = elf.section_by_name(".debug_info").unwrap().file_range().unwrap().0;
+    // Fields of `Elf64_Chdr`: the method (2 is zstd) and the size when unpacked.
+    for (field, value) in [(0, &2_u32.to_le_bytes()[..]), (8, &(1_u64 << 60).to_le_bytes())] {
+        fs::write(&program.exe, &bytes).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&program.exe).unwrap();
+        file.write_all_at(value, header + field).unwrap();
+        let (frames, problems) = program.frames_and_problems(&program.modules(), "static");
+        assert_symbol_only(&frames, Some("hidden"));
+        assert!(problems[0].contains("compressed"), "{problems:?}");
+    }
+}
+
+#[test]
+fn damaged_files_give_frames_and_never_a_panic() {
+    let program = Program::c(&["-g"]);
+    let whole = fs::read(&program.exe).unwrap();
+    let path = program.path().join("damaged");
+    let places: Vec<_> = program.calls.values().map(|call| call.place()).collect();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize % below
+    };
+    let mut complaints = 0;
+    for round in 0..120 {
+        let mut bytes = whole.clone();
+        if round % 2 == 0 {
+            bytes.truncate(next(bytes.len()));
+        } else {
+            // The ELF header, or the section headers at the end, or anything.
+            let end = bytes.len();
+            let (from, length) = [(0, 64), (end - 2048, 2048), (0, end)][round % 3];
+            for _ in 0..4 {
+                bytes[from + next(length)] = next(256) as u8;
+            }
+        }
+        fs::write(&path, &bytes).unwrap();
+        let modules = [(module(&path), Some(File::open(&path).unwrap()))];
+        let mut symbolizer = Symbolizer::new();
+        let named = symbolizer.name(&modules, &places);
+        assert!(places.iter().all(|place| !named[place].is_empty()), "round {round}");
+        complaints += symbolizer.problems().len();
+    }
+    assert!(complaints >= 60, "every truncated file is told of: {complaints}");
 }

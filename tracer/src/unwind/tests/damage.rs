@@ -95,15 +95,7 @@ fn segments_that_claim_the_same_bytes_are_decoded_once() {
     elf[0x20..0x28].copy_from_slice(&headers_offset.to_le_bytes()); // e_phoff
     elf[0x38..0x3a].copy_from_slice(&count.to_le_bytes()); // e_phnum
     let image = Image::parse(&elf).unwrap();
-    let decoded: usize = image
-        .segments()
-        .iter()
-        .map(|segment| segment.bytes.len())
-        .sum();
-    assert!(
-        (1..=elf.len()).contains(&decoded),
-        "{decoded} of {} bytes",
-        elf.len()
-    );
+    let decoded: usize = image.segments().iter().map(|segment| segment.bytes.len()).sum();
+    assert!((1..=elf.len()).contains(&decoded), "{decoded} of {} bytes", elf.len());
     survives(&without_section_headers(elf));
 }

@@ -95,8 +95,7 @@ fn code_mappings(tgid: u32) -> Vec<(u64, u64, u64, String)> {
             return None;
         };
         let (start, end) = range.split_once('-')?;
-        let [start, end, offset] =
-            [start, end, offset].map(|word| u64::from_str_radix(word, 16).unwrap());
+        let [start, end, offset] = [start, end, offset].map(|word| u64::from_str_radix(word, 16).unwrap());
         (flags.contains('x') && path.starts_with('/'))
             .then(|| (start, offset, end - start, (*path).to_owned()))
     };
@@ -106,11 +105,7 @@ fn code_mappings(tgid: u32) -> Vec<(u64, u64, u64, String)> {
 /// Names of the program's own functions on the stack, innermost first, and how the walk ended.
 fn own_functions(flags: &[&str]) -> (Vec<&'static str>, Option<WalkEnd>) {
     let (_dir, path) = build("program.c", PROGRAM, flags);
-    let child = Command::new(&path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = Command::new(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut child = Running(child);
     child.0.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
     let tgid = child.0.id();
@@ -127,54 +122,25 @@ fn own_functions(flags: &[&str]) -> (Vec<&'static str>, Option<WalkEnd>) {
             }
         }
     }
-    let at_entry = Registers {
-        sp: sp + 8,
-        bp: memory.read_word(sp).unwrap(),
-    };
-    let mut stack = Stack {
-        count: 0,
-        end: 0,
-        target: 0,
-        frames: [0; MAX_FRAMES],
-    };
+    let at_entry = Registers { sp: sp + 8, bp: memory.read_word(sp).unwrap() };
+    let mut stack = Stack { count: 0, end: 0, target: 0, frames: [0; MAX_FRAMES] };
     walk(&memory, &Rows(rows), at_entry, &mut stack);
 
     let path = std::fs::canonicalize(&path).unwrap();
-    let own = mappings
-        .iter()
-        .find(|mapping| path == std::path::Path::new(&mapping.3))
-        .unwrap();
+    let own = mappings.iter().find(|mapping| path == std::path::Path::new(&mapping.3)).unwrap();
     let symbols = symbols(&std::fs::read(&path).unwrap());
     let name = |return_addr: &u64| {
-        let call = return_addr
-            .checked_sub(own.0)
-            .filter(|inside| *inside < own.2)?
-            + own.1
-            - 1;
-        let start = symbols
-            .iter()
-            .map(|symbol| symbol.1)
-            .filter(|start| *start <= call)
-            .max()?;
+        let call = return_addr.checked_sub(own.0).filter(|inside| *inside < own.2)? + own.1 - 1;
+        let start = symbols.iter().map(|symbol| symbol.1).filter(|start| *start <= call).max()?;
         let mut here = symbols.iter().filter(|symbol| symbol.1 == start);
-        here.find_map(|symbol| {
-            PROGRAM_FUNCTIONS
-                .into_iter()
-                .find(|known| *known == symbol.0)
-        })
+        here.find_map(|symbol| PROGRAM_FUNCTIONS.into_iter().find(|known| *known == symbol.0))
     };
     let frames = &stack.frames[..stack.count as usize];
-    (
-        frames.iter().filter_map(name).collect(),
-        WalkEnd::from_number(stack.end),
-    )
+    (frames.iter().filter_map(name).collect(), WalkEnd::from_number(stack.end))
 }
 
 fn assert_walks(flags: &[&str]) {
-    assert_eq!(
-        own_functions(flags),
-        (PROGRAM_FUNCTIONS.to_vec(), Some(WalkEnd::Complete))
-    );
+    assert_eq!(own_functions(flags), (PROGRAM_FUNCTIONS.to_vec(), Some(WalkEnd::Complete)));
 }
 
 #[test]
@@ -189,11 +155,7 @@ fn with_frame_pointers() {
 
 #[test]
 fn with_frame_pointers_and_no_unwind_tables() {
-    assert_walks(&[
-        "-O2",
-        "-fno-omit-frame-pointer",
-        "-fno-asynchronous-unwind-tables",
-    ]);
+    assert_walks(&["-O2", "-fno-omit-frame-pointer", "-fno-asynchronous-unwind-tables"]);
 }
 
 #[test]
