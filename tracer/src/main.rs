@@ -6,12 +6,18 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use tracer::cli::args::{Cli, Command, TraceArgs};
 use tracer::cli::plan::TracePlan;
+use tracer::cli::usage;
 use tracer::exit::Failure;
 use tracer::{doctor, replay, session};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    run(cli).unwrap_or_else(|failure| {
+    let result = match Cli::try_parse() {
+        Ok(cli) => run(cli),
+        // Help and version are no errors.
+        Err(error) if error.exit_code() == 0 => error.exit(),
+        Err(error) => Err(usage::failure(&error)),
+    };
+    result.unwrap_or_else(|failure| {
         eprintln!("{failure}");
         failure.code.into()
     })
@@ -42,7 +48,13 @@ fn trace(args: TraceArgs) -> Result<ExitCode, Failure> {
         (_, 1) => log::LevelFilter::Info,
         _ => log::LevelFilter::Debug,
     };
-    env_logger::Builder::new().filter_level(level).format_timestamp(None).init();
+    // The libraries' own diagnostics would drown ours. `memtrace` is the eBPF side's name in the log.
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Warn.min(level))
+        .filter_module("tracer", level)
+        .filter_module("memtrace", level)
+        .format_timestamp(None)
+        .init();
     session::run(&TracePlan::new(args)?)
 }
 

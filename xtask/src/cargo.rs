@@ -29,6 +29,8 @@ pub struct Executable {
     pub package_dir: PathBuf,
     /// The file itself.
     pub path: PathBuf,
+    /// Whether it is a test binary. Cargo also builds the programs that integration tests may start.
+    pub is_test: bool,
 }
 
 impl Executable {
@@ -71,12 +73,18 @@ struct Message {
     reason: String,
     manifest_path: Option<PathBuf>,
     target: Option<Target>,
+    profile: Option<Profile>,
     executable: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
 struct Target {
     name: String,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 fn executable_in(line: &str) -> Option<Executable> {
@@ -88,6 +96,7 @@ fn executable_in(line: &str) -> Option<Executable> {
         target: message.target?.name,
         package_dir: message.manifest_path.as_deref().and_then(Path::parent)?.to_path_buf(),
         path: message.executable?,
+        is_test: message.profile?.test,
     })
 }
 
@@ -95,14 +104,27 @@ fn executable_in(line: &str) -> Option<Executable> {
 mod tests {
     use super::*;
 
+    fn artifact(target: &str, executable: &str, test: bool) -> String {
+        format!(
+            r#"{{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","target":{{"name":"{target}"}},"#
+        ) + &format!(r#""profile":{{"test":{test}}},"executable":{executable}}}"#)
+    }
+
     #[test]
     fn only_artifacts_with_an_executable_count() {
-        let library = r#"{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","target":{"name":"a"},"executable":null}"#;
-        let test = r#"{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","target":{"name":"live"},"executable":"/w/t/live-1"}"#;
-        assert_eq!(executable_in(library), None);
+        let library = artifact("a", "null", true);
+        assert_eq!(executable_in(&library), None);
         assert_eq!(executable_in(r#"{"reason":"build-finished","success":true}"#), None);
         assert_eq!(executable_in("not json"), None);
-        let found = executable_in(test).expect("an executable");
+        let found = executable_in(&artifact("live", r#""/w/t/live-1""#, true)).expect("an executable");
         assert_eq!((found.label().as_str(), found.path.as_path()), ("a/live", Path::new("/w/t/live-1")));
+    }
+
+    #[test]
+    fn a_program_is_told_from_its_tests() {
+        let is_test = |test| {
+            executable_in(&artifact("memtrace", r#""/w/t/memtrace""#, test)).map(|found| found.is_test)
+        };
+        assert_eq!((is_test(true), is_test(false)), (Some(true), Some(false)));
     }
 }

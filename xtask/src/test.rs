@@ -79,7 +79,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// Builds the tests of all default members.
 pub fn built_tests() -> Result<Vec<Executable>> {
-    cargo::build(&["test", "--no-run"])
+    let mut built = cargo::build(&["test", "--no-run"])?;
+    built.retain(|executable| executable.is_test);
+    Ok(built)
 }
 
 /// Prints a row for each runner and, as the last line of standard output, the sum.

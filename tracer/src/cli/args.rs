@@ -84,6 +84,10 @@ pub struct TraceArgs {
     /// Size of the ring buffer between kernel and memtrace; a power of two
     #[arg(long, value_name = "BYTES", value_parser = values::size_bytes, default_value = "64MiB")]
     pub ring_size: u64,
+    /// Hold each probe by a kernel link of its own, as on kernels before 6.10: forked children of the target
+    /// are not slowed, but detaching takes a tenth of a second per probe
+    #[arg(long)]
+    pub single_links: bool,
     /// Less on standard error
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,

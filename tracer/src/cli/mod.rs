@@ -2,4 +2,5 @@
 
 pub mod args;
 pub mod plan;
+pub mod usage;
 pub mod values;

@@ -44,6 +44,8 @@ pub struct TracePlan {
     pub max_loss_pct: Option<f64>,
     /// Size of the ring buffer, a power of two.
     pub ring_bytes: u32,
+    /// Hold each probe by a link of its own.
+    pub single_links: bool,
     /// No progress on standard error.
     pub quiet: bool,
 }
@@ -108,6 +110,7 @@ impl TracePlan {
             ready_fd: args.ready_fd,
             max_loss_pct: args.max_loss,
             ring_bytes,
+            single_links: args.single_links,
             quiet: args.quiet,
         })
     }

@@ -1,8 +1,10 @@
 //! Placing probes in a process, and taking them away.
 
+use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::File;
 use std::num::NonZeroU32;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::programs::ProgramError;
@@ -11,13 +13,14 @@ use thiserror::Error;
 use tracer_common::probe::{Action, Cookie, Function};
 
 use super::kernel::{Kernel, KernelError};
+use super::multi::Sites;
 use super::placement::{KernelNops, Placement, place};
-use crate::target::allocators::ProbeSite;
+use crate::target::ProbeSite;
 
 /// Why probes could not be placed.
 #[derive(Debug, Error)]
 pub enum AttachError {
-    /// The object lacks a program.
+    /// A program could not be loaded.
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The kernel refused a probe without which frees would be missed.
@@ -57,22 +60,61 @@ fn arguments_read(function: Function) -> u8 {
     }
 }
 
-/// The programs at the entry and the return of a function.
-fn programs(action: Action) -> (&'static str, &'static str) {
-    match action {
-        Action::Allocate { .. } | Action::Map => ("allocate_enter", "allocate_exit"),
-        Action::Release => ("release_enter", "release_exit"),
-        Action::Resize { .. } | Action::Unmap | Action::Remap => ("replace_enter", "replace_exit"),
+/// One of the programs that sit on functions, in the order in which they are attached: the returns, which
+/// do nothing without an entry, then the frees, then the allocations. At no moment is an allocation seen
+/// whose free would not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Hook {
+    AllocateExit,
+    ReleaseExit,
+    ReplaceExit,
+    ReleaseEnter,
+    ReplaceEnter,
+    AllocateEnter,
+}
+
+impl Hook {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::AllocateExit => "allocate_exit",
+            Self::ReleaseExit => "release_exit",
+            Self::ReplaceExit => "replace_exit",
+            Self::ReleaseEnter => "release_enter",
+            Self::ReplaceEnter => "replace_enter",
+            Self::AllocateEnter => "allocate_enter",
+        }
+    }
+
+    const fn at_return(self) -> bool {
+        matches!(self, Self::AllocateExit | Self::ReleaseExit | Self::ReplaceExit)
+    }
+
+    /// The hooks of a function: at its return, where that is needed, and at its entry.
+    fn of(function: Function) -> impl Iterator<Item = Self> {
+        let (exit, enter) = match function.action() {
+            Action::Allocate { .. } | Action::Map => (Self::AllocateExit, Self::AllocateEnter),
+            Action::Release => (Self::ReleaseExit, Self::ReleaseEnter),
+            Action::Resize { .. } | Action::Unmap | Action::Remap => (Self::ReplaceExit, Self::ReplaceEnter),
+        };
+        function.needs_return_probe().then_some(exit).into_iter().chain([enter])
     }
 }
 
-/// Attached probes, in the order in which they came. Dropping it takes them away, which the kernel does
-/// at about ten a second.
+/// Attached probes. Dropping it takes them away, the last first.
 #[derive(Default)]
 pub struct Links {
-    links: Vec<UProbeLink>,
-    placed: Vec<(u64, u64, u64)>,
+    links: Vec<Link>,
+    placed: Vec<FileOffset>,
 }
+
+/// What holds probes in place. Only ever dropped.
+enum Link {
+    Many { _fd: OwnedFd },
+    One { _link: UProbeLink },
+}
+
+/// Device, inode and offset: what the kernel knows a probe by.
+type FileOffset = (u64, u64, u64);
 
 /// A probe that could not be placed, and need not be.
 #[derive(Clone, Debug)]
@@ -93,20 +135,7 @@ pub struct Attachee {
 }
 
 impl Links {
-    /// Number of probes in place.
-    pub fn len(&self) -> usize {
-        self.links.len()
-    }
-
-    /// Whether none is in place.
-    pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
-    }
-
-    /// Probes `sites` that are not probed yet; `file_of` gives the open file of a module.
-    ///
-    /// First the returns, which do nothing without an entry, then the frees, then the allocations: at no
-    /// moment is an allocation seen whose free would not be.
+    /// Probes `sites` that are not probed yet; `file_of` gives the open file of a module and its path.
     ///
     /// # Errors
     /// When a probe that frees depend on is refused. What was attached by then goes with `self`.
@@ -118,8 +147,7 @@ impl Links {
         file_of: impl Fn(u32) -> Option<(&'a File, &'a str)>,
     ) -> Result<Vec<Skipped>, AttachError> {
         let tgid = NonZeroU32::new(attachee.tgid).ok_or(AttachError::Gone(attachee.tgid))?;
-        let mut skipped = Vec::new();
-        let mut entries = Vec::new();
+        let mut groups: BTreeMap<(Hook, u32), Vec<Probe<'_>>> = BTreeMap::new();
         for site in sites {
             let Some((file, path)) = file_of(site.module) else { continue };
             let Some(identity) = identity(file, site.file_offset) else { continue };
@@ -130,99 +158,108 @@ impl Links {
             let probe = Probe {
                 site,
                 path,
-                file: PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
+                // Leads to the very file that is mapped, whatever its name means by now and here.
+                file: format!("/proc/self/fd/{}", file.as_raw_fd()),
                 offset: site.file_offset + u64::from(placement(site).offset),
                 cookie: Cookie::new(site.function, attachee.index),
-                tgid,
             };
-            let (_, exit) = programs(site.function.action());
-            if !site.function.needs_return_probe() {
-                entries.push(probe);
-                continue;
-            }
-            match self.attach_one(kernel, exit, &probe) {
-                Ok(()) => entries.push(probe),
-                Err(error) => skipped.push(probe.skip_or_fail(error)?),
+            for hook in Hook::of(site.function) {
+                groups.entry((hook, site.module)).or_default().push(probe.clone());
             }
         }
-        entries.sort_by_key(|probe| {
-            !matches!(
-                probe.site.function.action(),
-                Action::Release | Action::Resize { .. } | Action::Unmap | Action::Remap
-            )
-        });
-        for probe in &entries {
-            let (enter, _) = programs(probe.site.function.action());
-            if let Err(error) = self.attach_one(kernel, enter, probe) {
-                skipped.push(probe.skip_or_fail(error)?);
+        let mut skipped = Vec::new();
+        for ((hook, _), probes) in groups {
+            if !self.attach_many(kernel, hook, &probes, tgid) {
+                self.attach_each(kernel, hook, &probes, tgid, &mut skipped)?;
             }
         }
         Ok(skipped)
     }
 
-    fn attach_one(
+    /// Probes of one file behind one link; false where the kernel has no such link or refuses a site.
+    fn attach_many(&mut self, kernel: &Kernel, hook: Hook, probes: &[Probe<'_>], tgid: NonZeroU32) -> bool {
+        let Some(multi) = kernel.multi() else { return false };
+        let Some(path) = probes.first().and_then(|probe| CString::new(probe.file.as_str()).ok()) else {
+            return false;
+        };
+        let sites = Sites {
+            offsets: probes.iter().map(|probe| probe.offset).collect(),
+            cookies: probes.iter().map(|probe| probe.cookie.0).collect(),
+        };
+        match multi.link(hook.program(), hook.at_return(), &path, &sites, tgid.get()) {
+            Ok(fd) => {
+                self.links.push(Link::Many { _fd: fd });
+                true
+            }
+            Err(error) => {
+                log::info!("{} in {}: one link per probe: {error}", hook.program(), probes[0].path);
+                false
+            }
+        }
+    }
+
+    fn attach_each(
         &mut self,
         kernel: &mut Kernel,
-        program: &'static str,
-        probe: &Probe<'_>,
-    ) -> Result<(), Refusal> {
-        let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(probe.offset),
-            cookie: Some(probe.cookie.0),
-        };
-        let program = kernel.uprobe(program).map_err(Refusal::Kernel)?;
-        let link = program
-            .attach(point, &probe.file, UProbeScope::OneProcess(probe.tgid))
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| Refusal::Program(Box::new(error)))?;
-        self.links.push(link);
+        hook: Hook,
+        probes: &[Probe<'_>],
+        tgid: NonZeroU32,
+        skipped: &mut Vec<Skipped>,
+    ) -> Result<(), AttachError> {
+        for probe in probes {
+            // A function whose return cannot be seen is not entered either.
+            if skipped.iter().any(|skipped| skipped.function == probe.site.function) {
+                continue;
+            }
+            let point = UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(probe.offset),
+                cookie: Some(probe.cookie.0),
+            };
+            let program = kernel.uprobe(hook.program())?;
+            let attached = program
+                .attach(point, PathBuf::from(&probe.file), UProbeScope::OneProcess(tgid))
+                .and_then(|id| program.take_link(id));
+            match attached {
+                Ok(link) => self.links.push(Link::One { _link: link }),
+                Err(error) => skipped.push(probe.skip_or_fail(error)?),
+            }
+        }
         Ok(())
     }
 }
 
 impl Drop for Links {
     fn drop(&mut self) {
-        // Allocations first, the reverse of the order of attaching.
         while self.links.pop().is_some() {}
     }
 }
 
-enum Refusal {
-    Kernel(KernelError),
-    Program(Box<ProgramError>),
-}
-
+#[derive(Clone)]
 struct Probe<'a> {
     site: &'a ProbeSite,
     path: &'a str,
-    file: PathBuf,
+    file: String,
     offset: u64,
     cookie: Cookie,
-    tgid: NonZeroU32,
 }
 
 impl Probe<'_> {
     /// An allocation that cannot be probed is merely not traced; a free would turn into a false row.
-    fn skip_or_fail(&self, refusal: Refusal) -> Result<Skipped, AttachError> {
-        let source = match refusal {
-            Refusal::Kernel(error) => return Err(error.into()),
-            Refusal::Program(source) => *source,
-        };
+    fn skip_or_fail(&self, error: ProgramError) -> Result<Skipped, AttachError> {
         if matches!(self.site.function.action(), Action::Allocate { .. } | Action::Map) {
-            let reason = format!("{:#}", anyhow::Error::from(source));
+            let reason = format!("{:#}", anyhow::Error::from(error));
             return Ok(Skipped { function: self.site.function, reason });
         }
         Err(AttachError::Refused {
             symbol: self.site.symbol.clone(),
             offset: self.offset,
             path: self.path.to_owned(),
-            source: Box::new(source),
+            source: Box::new(error),
         })
     }
 }
 
-/// Device, inode and offset: what the kernel knows a probe by.
-fn identity(file: &File, offset: u64) -> Option<(u64, u64, u64)> {
+fn identity(file: &File, offset: u64) -> Option<FileOffset> {
     use std::os::unix::fs::MetadataExt;
     let metadata = file.metadata().ok()?;
     Some((metadata.dev(), metadata.ino(), offset))

@@ -13,6 +13,7 @@ use tracer_common::event::Stack;
 use tracer_common::native::CallSite;
 
 use super::batch;
+use super::multi::{self, MultiPrograms};
 
 /// The object that `cargo xtask ebpf` built from tracer-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -27,6 +28,8 @@ pub struct KernelLimits {
     pub ring_bytes: u32,
     /// Most unwind rows.
     pub call_sites: u32,
+    /// Hold each probe by a link of its own, as on kernels before 6.10.
+    pub single_links: bool,
 }
 
 /// Why the kernel side could not be set up.
@@ -85,6 +88,7 @@ const PROBES: [&str; 6] =
 /// The kernel side of a session. Dropping it removes everything.
 pub struct Kernel {
     ebpf: Ebpf,
+    multi: Option<MultiPrograms>,
     targets: HashMap<MapData, u32, u32>,
     counters: Array<MapData, u64>,
     stacks: HashMap<MapData, u64, StackBytes>,
@@ -98,21 +102,22 @@ impl Kernel {
     /// When the kernel refuses a map or a program.
     pub fn load(config: Config, limits: KernelLimits) -> Result<Self, KernelError> {
         let config = ConfigBytes(config);
+        // Below that level the eBPF side does not even write its log.
+        let log_level = log::max_level() as u8;
         let mut ebpf = EbpfLoader::new()
             .override_global("CONFIG", &config, true)
+            .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", limits.ring_bytes)
             .map_max_entries("CALL_SITES", limits.call_sites)
             .load(OBJECT)
             .map_err(KernelError::Load)?;
-        for name in PROBES {
-            uprobe(&mut ebpf, name)?.load().map_err(|source| KernelError::Program { name, source })?;
-        }
+        let multi = if limits.single_links { None } else { load_multi(&ebpf) };
         let targets = hash_map(&mut ebpf, "TARGETS")?;
         let counters = Array::try_from(take_map(&mut ebpf, "COUNTERS")?)
             .map_err(|source| KernelError::Map { name: "COUNTERS", source })?;
         let stacks = hash_map(&mut ebpf, "STACKS")?;
         let call_sites = hash_map(&mut ebpf, "CALL_SITES")?;
-        let mut kernel = Self { ebpf, targets, counters, stacks, call_sites };
+        let mut kernel = Self { ebpf, multi, targets, counters, stacks, call_sites };
         kernel.attach_tracepoint("thread_exit", "sched_process_exit")?;
         kernel.attach_tracepoint("process_exec", "sched_process_exec")?;
         Ok(kernel)
@@ -130,12 +135,21 @@ impl Kernel {
         Ok(())
     }
 
-    /// A loaded uprobe program.
+    /// The programs for links of many probes, where this kernel has such links.
+    pub fn multi(&self) -> Option<&MultiPrograms> {
+        self.multi.as_ref()
+    }
+
+    /// A program for links of one probe, loaded when it is first asked for.
     ///
     /// # Errors
-    /// When the object has no such program.
+    /// When the object has no such program, or the kernel refuses it.
     pub fn uprobe(&mut self, name: &'static str) -> Result<&mut UProbe, KernelError> {
-        uprobe(&mut self.ebpf, name)
+        let program = uprobe(&mut self.ebpf, name)?;
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+            Err(source) => Err(KernelError::Program { name, source }),
+        }
     }
 
     /// The ring buffer; to be taken once.
@@ -189,19 +203,18 @@ impl Kernel {
             .map_err(|source| KernelError::Rows { rows: keys.len(), source })
     }
 
-    /// Removes unwind rows. Keys that are not there are passed over.
+    /// Removes unwind rows that were added.
     pub fn remove_call_sites(&mut self, keys: &[u64]) {
-        for key in keys {
-            // A row that stays is harmless: nothing returns to its address any more.
-            let _ = self.call_sites.remove(key);
+        if let Err(error) = batch::delete(self.call_sites.map().fd().as_fd(), keys) {
+            log::debug!("remove {} unwind rows: {error}", keys.len());
         }
     }
 
     /// Forgets every distinct stack, so that each is sent anew.
     pub fn forget_stacks(&mut self) {
         let ids: Vec<u64> = self.stacks.keys().filter_map(Result::ok).collect();
-        for id in ids {
-            let _ = self.stacks.remove(&id);
+        if let Err(error) = batch::delete(self.stacks.map().fd().as_fd(), &ids) {
+            log::debug!("forget {} stacks: {error}", ids.len());
         }
     }
 }
@@ -209,6 +222,17 @@ impl Kernel {
 /// Key of an unwind row: user addresses leave the upper 16 bits free for the target's index.
 pub const fn site_key(target: u16, return_addr: u64) -> u64 {
     return_addr & ((1 << 48) - 1) | (target as u64) << 48
+}
+
+/// A kernel without links of many probes, or one that refuses them, is served by links of one.
+fn load_multi(ebpf: &Ebpf) -> Option<MultiPrograms> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if crate::preflight::kernel_version(&release).is_none_or(|version| version < multi::OLDEST_KERNEL) {
+        return None;
+    }
+    MultiPrograms::load(OBJECT, &PROBES, ebpf.maps())
+        .inspect_err(|error| log::info!("one link per probe: {error}"))
+        .ok()
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut UProbe, KernelError> {

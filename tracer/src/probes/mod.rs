@@ -3,4 +3,5 @@
 pub mod attach;
 mod batch;
 pub mod kernel;
+pub mod multi;
 pub mod placement;

@@ -148,6 +148,9 @@ fn coverage_warnings(domain: &str, coverage: &Coverage) -> Vec<String> {
         how if how.is_empty() => String::new(),
         how => format!(" ({how})"),
     };
+    if coverage.alloc_share == Some(0.0) && coverage.free_share == Some(0.0) {
+        return vec![format!("{domain}: not traced{how}")];
+    }
     let mut warnings = Vec::new();
     let mut warn = |share: Option<f64>, calls: &str, consequence: &str| match share {
         None => warnings
@@ -216,6 +219,7 @@ mod tests {
             |alloc_share, free_share| Coverage { alloc_share, free_share, how: "sites".to_owned() };
         let warnings = |alloc, free| coverage_warnings("py-mem", &coverage(alloc, free)).join("\n");
         assert_eq!(warnings(Some(0.99), Some(1.0)), "");
+        assert_eq!(warnings(Some(0.0), Some(0.0)), "py-mem: not traced (sites)");
         assert_eq!(
             warnings(Some(0.5), Some(0.25)),
             "py-mem: the probes see 50.0 % of the allocations (sites); blocks may be missing from every \

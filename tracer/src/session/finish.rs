@@ -41,8 +41,10 @@ fn coverage(live: &Live<'_>) -> BTreeMap<String, Coverage> {
         .any(|cpython| cpython.unseen_calls().is_some());
     if inlined {
         for domain in [Domain::PyMem, Domain::PyObject].into_iter().filter(|domain| asked(*domain)) {
-            let unknown = Coverage { alloc_share: None, free_share: None, how: "inlined".to_owned() };
-            coverage.insert(domain.name().to_owned(), unknown);
+            // Asked for by name they are probed, and how much the probes see is not known.
+            let share = live.plan.domains.is_none().then_some(0.0);
+            let inlined = Coverage { alloc_share: share, free_share: share, how: "inlined".to_owned() };
+            coverage.insert(domain.name().to_owned(), inlined);
         }
     }
     coverage

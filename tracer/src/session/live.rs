@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use aya_log::EbpfLogger;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, interval_at};
@@ -64,7 +65,12 @@ impl<'a> Live<'a> {
     /// When the kernel refuses it.
     pub fn new(plan: &'a TracePlan, notes: Vec<String>) -> Result<Self, Failure> {
         let config = Config { min_size_bytes: plan.limits.min_bytes, max_size_bytes: plan.limits.max_bytes };
-        let limits = KernelLimits { ring_bytes: plan.ring_bytes, call_sites: MAX_CALL_SITES };
+        let limits = KernelLimits {
+            ring_bytes: plan.ring_bytes,
+            call_sites: MAX_CALL_SITES,
+            single_links: plan.single_links,
+        };
+        raise_file_limit();
         let mut kernel = Kernel::load(config, limits).map_err(|error| {
             Failure::not_ready(
                 format!("{:#}", anyhow::Error::from(error)),
@@ -111,8 +117,20 @@ impl<'a> Live<'a> {
             Failure::not_ready(format!("{error:#}"), "`memtrace doctor -p PID` shows what would be probed")
         })?;
         self.notes.extend(notes);
+        self.note_inlined(&traced);
         self.traced.push(traced);
         Ok(())
+    }
+
+    fn note_inlined(&mut self, traced: &Traced) {
+        let inlined = traced.target.cpython.as_ref().is_some_and(|cpython| cpython.unseen_calls().is_some());
+        if inlined && self.plan.domains.is_none() {
+            self.notes.push(
+                "this build of CPython has pymalloc inlined: requests above 512 bytes show as malloc, \
+                 smaller ones only as the arenas that they fill (mmap)"
+                    .to_owned(),
+            );
+        }
     }
 
     /// Every probe is in place: starts the clock and the recording, and says so.
@@ -192,17 +210,6 @@ impl<'a> Live<'a> {
         match &mut self.recorder {
             Some(recorder) => Ok(recorder.flush()?),
             None => Ok(()),
-        }
-    }
-
-    /// As [`Self::run`], where the stop may not be known yet.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub async fn run_until(&mut self, stop: &mut Option<Stop>) -> Result<(), Failure> {
-        match stop {
-            Some(stop) => self.run(stop).await,
-            None => std::future::pending().await,
         }
     }
 
@@ -304,6 +311,15 @@ impl<'a> Live<'a> {
     pub fn last_look(&mut self) -> Result<(), Failure> {
         self.take_records()?;
         self.refresh_all()
+    }
+}
+
+/// Every mapped file and every probe holds a descriptor.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::debug!("raise the limit of open files: {error}");
     }
 }
 

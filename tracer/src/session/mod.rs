@@ -69,12 +69,15 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
             targets.push(Target::discover(process, inlined_policy(plan))?);
         }
     }
+    // Before anyone is told that tracing has begun.
+    let mut stop = Stop::at_signal().context("watch for signals")?;
     let mut live = Live::new(plan, notes)?;
     for target in targets {
         live.add(target)?;
     }
+    stop.when_exited(live.processes()).context("watch the targets")?;
     live.begin()?;
-    let mut stop = Stop::new(plan.duration, live.processes()).context("watch the targets")?;
+    stop.after(plan.duration);
     live.run(&mut stop).await?;
     Ok(live.finish()?.unwrap_or(ExitCode::SUCCESS))
 }
@@ -85,10 +88,10 @@ async fn start(plan: &TracePlan, command: &[std::ffi::OsString]) -> Result<ExitC
         _ => failure,
     };
     ready()?;
+    let mut stop = Stop::at_signal().context("watch for signals")?;
     let mut live = Live::new(plan, Vec::new()).map_err(as_launch_failure)?;
     let mut launched = launch(command).map_err(launch_failure)?;
-    let code = trace_command(plan, &mut live, &mut launched).await.map_err(as_launch_failure)?;
-    Ok(code)
+    trace_command(plan, &mut live, &mut launched, &mut stop).await.map_err(as_launch_failure)
 }
 
 fn launch_failure(error: LaunchError) -> Failure {
@@ -109,20 +112,26 @@ async fn trace_command(
     plan: &TracePlan,
     live: &mut Live<'_>,
     launched: &mut Launched,
+    stop: &mut Stop,
 ) -> Result<ExitCode, Failure> {
-    let mut stop: Option<Stop> = None;
+    let mut has_begun = false;
     let mut ended: Option<Ended> = None;
     loop {
         let event = tokio::select! {
             event = launched.events.recv() => event,
-            result = live.run_until(&mut stop), if stop.is_some() => {
+            result = live.run(stop), if has_begun => {
                 result?;
                 break;
             }
         };
         match event {
             Some(LaunchEvent::Stopped { at, resume }) => {
-                on_stop(plan, live, launched.tgid, at, &mut stop)?;
+                look_at_stopped(plan, live, launched.tgid)?;
+                if at == StopReason::Started && !has_begun {
+                    live.begin()?;
+                    stop.after(plan.duration);
+                    has_begun = true;
+                }
                 drop(resume);
             }
             Some(LaunchEvent::Exiting { resume }) => {
@@ -133,9 +142,7 @@ async fn trace_command(
                 ended = Some(how);
                 break;
             }
-            Some(LaunchEvent::Failed(error)) => {
-                return Err(launch_failure(error));
-            }
+            Some(LaunchEvent::Failed(error)) => return Err(launch_failure(error)),
             Some(LaunchEvent::Detached) => {}
             None => break,
         }
@@ -157,23 +164,12 @@ async fn trace_command(
 }
 
 /// The command is stopped before code of its new image, or of a library that it just mapped, has run.
-fn on_stop(
-    plan: &TracePlan,
-    live: &mut Live<'_>,
-    tgid: u32,
-    at: StopReason,
-    stop: &mut Option<Stop>,
-) -> Result<(), Failure> {
+fn look_at_stopped(plan: &TracePlan, live: &mut Live<'_>, tgid: u32) -> Result<(), Failure> {
     // An exec is among the records; it is dealt with here, while the process stands still.
     live.take_records()?;
     if live.is_empty() {
-        live.add(Target::observe(Process::open(tgid)?, inlined_policy(plan))?)?;
+        live.add(Target::observe(Process::open(tgid)?, inlined_policy(plan))?)
     } else {
-        live.refresh_all()?;
+        live.refresh_all()
     }
-    if at == StopReason::Started && stop.is_none() {
-        live.begin()?;
-        *stop = Some(Stop::new(plan.duration, Vec::new()).context("watch for signals")?);
-    }
-    Ok(())
 }

@@ -36,24 +36,37 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Ends after `duration`, or when each process behind `pidfds` has exited (never, when there is none).
+    /// Ends at a signal that comes from now on.
     ///
     /// # Errors
-    /// When signals or processes cannot be watched.
-    pub fn new(duration: Option<Duration>, pidfds: Vec<OwnedFd>) -> io::Result<Self> {
+    /// When signals cannot be watched.
+    pub fn at_signal() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            deadline: duration.map(|duration| Instant::now() + duration),
-            processes: pidfds
-                .into_iter()
-                .map(|fd| {
-                    // SAFETY: an OwnedFd owns its descriptor and keeps it open as long as it lives.
-                    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
-                        .map_err(io::Error::from)
-                })
-                .collect::<Result<_, _>>()?,
+            deadline: None,
+            processes: Vec::new(),
         })
+    }
+
+    /// Ends also when `duration` from now is over.
+    pub fn after(&mut self, duration: Option<Duration>) {
+        self.deadline = duration.map(|duration| Instant::now() + duration);
+    }
+
+    /// Ends also when each process behind `pidfds` has exited.
+    ///
+    /// # Errors
+    /// When a process cannot be watched.
+    pub fn when_exited(&mut self, pidfds: Vec<OwnedFd>) -> io::Result<()> {
+        self.processes = pidfds
+            .into_iter()
+            .map(|fd| {
+                // SAFETY: an OwnedFd owns its descriptor and keeps it open as long as it lives.
+                unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(())
     }
 
     /// Waits. Cancel-safe.

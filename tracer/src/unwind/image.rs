@@ -45,6 +45,8 @@ pub(super) struct Region<'a> {
 #[derive(Debug)]
 pub(super) struct Image<'a> {
     segments: Vec<CodeSegment<'a>>,
+    /// Address of the first instruction; 0 in a library.
+    pub(super) entry_addr: u64,
     /// Address ranges of executable sections; of whole segments where the sections are stripped.
     code: Vec<Range<u64>>,
     /// `.eh_frame`
@@ -72,7 +74,9 @@ impl<'a> Image<'a> {
         if segments.is_empty() {
             return Err(UnwindError::NoCode);
         }
-        let mut image = Self { segments, code: Vec::new(), eh_frame: Region::default(), debug_frame: &[] };
+        let entry_addr = header.e_entry(LittleEndian);
+        let mut image =
+            Self { segments, entry_addr, code: Vec::new(), eh_frame: Region::default(), debug_frame: &[] };
         image.read_sections(header, elf);
         if image.eh_frame.bytes.is_empty() {
             image.eh_frame = eh_frame_by_header(program, elf).unwrap_or_default();

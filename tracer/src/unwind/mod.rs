@@ -12,12 +12,14 @@
 //! | `functions.rs` | the functions that the tables describe, without overlaps |
 //! | `rule.rs` | one row of an unwind table as a [`CallSite`] |
 //! | `calls.rs` | the call instructions in a range of code |
+//! | `entry.rs` | calls in the first code of a program, where no table describes it |
 //! | `frame_pointers.rs` | calls in code that no table describes |
 //!
 //! The input may be damaged in any way: what can still be read gives rows, and the work is bounded by the
 //! length of the file, since no byte of code is decoded more than twice.
 
 mod calls;
+mod entry;
 mod frame_pointers;
 mod functions;
 mod image;
@@ -91,9 +93,16 @@ pub fn call_sites(elf: &[u8]) -> Result<Vec<CallSiteRow>, UnwindError> {
             }
         }
         for gap in image.code_without_tables(segment, &functions) {
+            let mut emit = |return_addr: u64, row: CallSite| {
+                rows.push(CallSiteRow { file_offset: segment.file_offset_of(return_addr), row });
+            };
+            if gap.contains(&image.entry_addr) {
+                entry::calls_from_entry(&mut code, image.entry_addr..gap.end, |return_addr| {
+                    emit(return_addr, CallSite::OUTERMOST);
+                });
+            }
             frame_pointers::calls_with_frame_pointer(&mut code, gap, |return_addr| {
-                let file_offset = segment.file_offset_of(return_addr);
-                rows.push(CallSiteRow { file_offset, row: CallSite::FRAME_POINTER });
+                emit(return_addr, CallSite::FRAME_POINTER);
             });
         }
     }

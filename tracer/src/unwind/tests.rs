@@ -228,6 +228,28 @@ fn section_headers_are_not_needed() {
 }
 
 #[test]
+fn what_the_entry_point_calls_has_it_as_the_outermost_frame() {
+    let source = "
+    .globl _start
+_start:
+    mov     %rsp, %rdi
+    call    first
+r_first:
+    xor     %ebp, %ebp
+    call    *%rax
+r_second:
+    jmp     *%r12
+first:
+    call    *%rax
+r_behind:
+    ret
+";
+    let rows = rows_by_symbol(&built("entry.s", source, &["-nostdlib", "-static"]));
+    let expected = ["r_first", "r_second"].map(|label| (label.to_owned(), CallSite::OUTERMOST));
+    assert_eq!(rows, HashMap::from(expected));
+}
+
+#[test]
 fn a_signal_trampoline_ends_the_walk_with_a_reason() {
     // As in glibc: the range starts one byte before the trampoline.
     let source = "
