@@ -82,6 +82,18 @@ fn killing_memtrace_leaves_the_target_right_and_fast() {
 }
 
 #[test]
+fn an_interrupt_while_attaching_is_not_lost() {
+    let _root = as_root();
+    let target = Target::start(&program("sizes", Language::C, Frames::Omitted), &[]);
+    let (memtrace, _ready) = Memtrace::new(["-p", &target.pid().to_string()]).ready_fd();
+    let session = memtrace.spawn();
+    wait_attaching(&session);
+    // With a report of nothing, or without: but it ends.
+    session.stop();
+    target.quit();
+}
+
+#[test]
 fn exceptions_cross_traced_calls() {
     let _root = as_root();
     let mut target = Target::start(&program("churn", Language::Cxx, Frames::Kept), &[]);

@@ -11,7 +11,8 @@ pub fn place(mappings: &[Mapping], return_addr: u64) -> CodeAddr {
     match behind.checked_sub(1).and_then(|index| mappings.get(index)) {
         Some(mapping) if call < mapping.end_addr => CodeAddr::InFile {
             module: mapping.module,
-            offset: return_addr - mapping.start_addr + mapping.file_offset,
+            // A damaged recording may hold any number.
+            offset: mapping.file_offset.wrapping_add(return_addr - mapping.start_addr),
         },
         _ => CodeAddr::Unmapped { addr: return_addr },
     }

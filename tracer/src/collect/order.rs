@@ -44,6 +44,11 @@ impl Orderer {
         self.held.push(stamped);
     }
 
+    /// The latest stamp that has arrived.
+    pub fn latest_ns(&self) -> u64 {
+        self.latest_ns
+    }
+
     /// The ring was drained: gives out, in order, what had arrived before the round that ends here.
     pub fn end_round(&mut self) -> Vec<Stamped> {
         let horizon = std::mem::replace(&mut self.horizon_ns, self.latest_ns);

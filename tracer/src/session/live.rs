@@ -33,6 +33,9 @@ const MAX_CALL_SITES: u32 = 1 << 22;
 /// A recording that is cut short by a kill lacks at most what came since.
 const FLUSH_PERIOD: Duration = Duration::from_secs(1);
 
+/// Between the end of a trace and the last look at the ring.
+const GRACE: Duration = Duration::from_millis(2);
+
 /// A trace under way.
 pub struct Live<'a> {
     pub(super) plan: &'a TracePlan,
@@ -217,6 +220,8 @@ impl<'a> Live<'a> {
     pub(super) fn stop(&mut self) -> Result<u64, Failure> {
         let now = now_ns();
         self.stop_ns = now;
+        // A call that was stamped by now has its record in the ring as soon as its thread has run on.
+        std::thread::sleep(GRACE);
         self.take_records()?;
         Ok(now)
     }
@@ -226,12 +231,14 @@ impl<'a> Live<'a> {
     /// # Errors
     /// When the recording fails.
     pub fn take_records(&mut self) -> Result<(), Failure> {
+        let now = now_ns();
         loop {
             let batch = self.collector.drain();
             for record in batch.records() {
                 self.orderer.push(record);
             }
-            if batch.drained() {
+            // A target that fills the ring as quickly as it is drained must not hold us here.
+            if batch.drained() || self.orderer.latest_ns() > now {
                 break;
             }
         }

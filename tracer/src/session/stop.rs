@@ -18,11 +18,11 @@ use tokio::time::Instant;
 /// # Errors
 /// When the handlers cannot be installed.
 pub fn second_signal_exits() -> io::Result<()> {
+    let seen = Arc::new(AtomicBool::new(false));
     for number in [SIGINT, SIGTERM] {
-        let seen = Arc::new(AtomicBool::new(false));
         // The order matters: at the first signal the flag is still down.
         signal_hook::flag::register_conditional_shutdown(number, 128 + number, Arc::clone(&seen))?;
-        signal_hook::flag::register(number, seen)?;
+        signal_hook::flag::register(number, Arc::clone(&seen))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::model::{CodeAddr, Mapping, Module};
+use crate::model::{Mapping, Module};
 
 use super::elf::Elf;
 use super::process::{DELETED, Process, path_in_root, path_through_root, proc_path, root};
@@ -115,25 +115,6 @@ impl Mappings {
             }
         }
         numbers
-    }
-
-    /// The mapping that holds `addr`.
-    pub fn find(&self, addr: u64) -> Option<&Mapping> {
-        let behind = self.known.partition_point(|mapping| mapping.start_addr <= addr);
-        self.known[..behind].last().filter(|mapping| addr < mapping.end_addr)
-    }
-
-    /// Makes a return address independent of where its file is loaded. The call lies before the return
-    /// address, so the mapping is that of the byte before it: a call that never returns may be the
-    /// last instruction of a mapping.
-    pub fn normalize(&self, return_addr: u64) -> CodeAddr {
-        match return_addr.checked_sub(1).and_then(|call| self.find(call)) {
-            Some(mapping) => CodeAddr::InFile {
-                module: mapping.module,
-                offset: mapping.file_offset.wrapping_add(return_addr - mapping.start_addr),
-            },
-            None => CodeAddr::Unmapped { addr: return_addr },
-        }
     }
 
     fn extent(&mut self, process: &Process, line: &MapsLine) -> Extent {
@@ -309,6 +290,8 @@ fn overlaid(known: &[Mapping], current: &[Extent]) -> Vec<Mapping> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::CodeAddr;
+    use crate::normalize;
     use proptest::prelude::*;
 
     fn mapping(start_addr: u64, end_addr: u64, file_offset: u64, module: u32) -> Mapping {
@@ -409,30 +392,13 @@ mod tests {
     }
 
     #[test]
-    fn a_return_address_at_the_end_of_a_mapping_belongs_to_the_call() {
-        let mappings = Mappings {
-            known: vec![mapping(0x1000, 0x2000, 0x500, 0), mapping(0x2000, 0x3000, 0, 1)],
-            ..Mappings::default()
-        };
-        let in_file = |module, offset| CodeAddr::InFile { module, offset };
-        assert_eq!(mappings.normalize(0x2000), in_file(0, 0x1500));
-        assert_eq!(mappings.normalize(0x2001), in_file(1, 1));
-        assert_eq!(mappings.normalize(0x3000), in_file(1, 0x1000));
-        for addr in [0, 0x1000, 0x3001] {
-            assert_eq!(mappings.normalize(addr), CodeAddr::Unmapped { addr });
-        }
-        assert_eq!(mappings.find(0x1fff).unwrap().module, 0);
-        assert!(mappings.find(0xfff).is_none());
-    }
-
-    #[test]
     fn this_process_is_mapped_with_build_ids() {
         let process = Process::open(std::process::id()).unwrap();
         let mut mappings = Mappings::default();
         let changes = mappings.refresh(&process).unwrap();
         assert_eq!(changes.new_modules, 0..mappings.modules().len() as u32);
         let here = this_process_is_mapped_with_build_ids as fn() as usize as u64;
-        let CodeAddr::InFile { module, .. } = mappings.normalize(here + 1) else {
+        let CodeAddr::InFile { module, .. } = normalize::place(mappings.mappings(), here + 1) else {
             panic!("own code is in no file");
         };
         let own = &mappings.modules()[module as usize];

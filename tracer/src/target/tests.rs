@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::elf::{Elf, SymbolTable};
 use super::*;
 use crate::model::CodeAddr;
+use crate::normalize;
 
 /// Prints a line when it is ready, and again after doing what each line on its input says:
 /// `open FILE` loads a library, `close` unloads it, `exec ARGUMENT` starts the program anew.
@@ -168,11 +169,11 @@ fn a_library_loaded_later_is_found_and_stays_known_after_it_is_gone() {
     assert_eq!(site.function, Function::Malloc);
     assert!(target.allocators.contains(&"mimalloc".to_owned()), "{:?}", target.allocators);
     let in_library = CodeAddr::InFile { module: site.module, offset: site.file_offset + 1 };
-    assert_eq!(target.mappings.normalize(address + 1), in_library);
+    assert_eq!(normalize::place(target.mappings.mappings(), address + 1), in_library);
     assert_eq!(running.ask("close"), "0");
     assert!(target.rediscover().unwrap().is_empty());
     assert!(!target.mappings.mapped_now().contains(&in_module(&in_library)));
-    assert_eq!(target.mappings.normalize(address + 1), in_library);
+    assert_eq!(normalize::place(target.mappings.mappings(), address + 1), in_library);
     assert!(!target.allocators.contains(&"mimalloc".to_owned()));
 }
 
