@@ -47,6 +47,17 @@ fn a_duration_ends_the_trace_and_an_interval_reports_on_the_way() {
     assert!((2900..8000).contains(&last.duration_ms), "{} ms", last.duration_ms);
 }
 
+/// The way of kernels without links of many probes gives the same figures.
+#[test]
+fn links_of_one_probe_see_the_same() {
+    let _root = as_root();
+    let many = trace(&[]).report();
+    let single = trace(&["--single-links"]).report();
+    assert_eq!(single.totals, many.totals);
+    assert_eq!(outstanding(&single, "leak_medium"), (20, 100_000));
+    single.expect_nothing_lost();
+}
+
 #[test]
 fn sizes_select_allocations() {
     let _root = as_root();
