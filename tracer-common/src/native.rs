@@ -46,6 +46,13 @@ impl CallSite {
         Self(cfa_offset as u32 as u64 | (rbp_offset as u16 as u64) << 32 | (base as u64) << 48)
     }
 
+    /// Key of a row in the `CALL_SITES` map: user addresses leave the upper 16 bits free for the index of
+    /// the target.
+    #[inline(always)]
+    pub const fn key(target: u16, return_addr: u64) -> u64 {
+        return_addr & ((1 << 48) - 1) | (target as u64) << 48
+    }
+
     /// What the CFA is computed from.
     pub const fn base(self) -> Base {
         match (self.0 >> 48) as u8 {

@@ -2,11 +2,12 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output};
 use tracer_common::counter::Counter;
-use tracer_common::event::{Header, Kind, STACK_RECORD_FIXED_BYTES, StackRecord};
+use tracer_common::event::{AllocateRecord, Header, Kind, STACK_RECORD_FIXED_BYTES, StackRecord};
 use tracer_common::probe::Cookie;
 
 use crate::counters::count;
 use crate::maps::EVENTS;
+use crate::state::ThreadState;
 
 /// The common part of a record of `kind`, stamped now.
 #[inline(always)]
@@ -31,6 +32,18 @@ pub fn emit<T: 'static>(record: T, lost: Counter) {
         }
         None => count(lost),
     }
+}
+
+/// Sends the block at `addr` that the call in `state` was given.
+#[inline(always)]
+pub fn emit_allocation(cookie: Cookie, addr: u64, state: &ThreadState) {
+    let record = AllocateRecord {
+        header: header(Kind::Allocate, cookie),
+        addr,
+        size_bytes: state.size_bytes,
+        stack: state.stack_id,
+    };
+    emit(record, Counter::AllocationLost);
 }
 
 /// Sends a new stack; false when the ring is full.

@@ -9,6 +9,7 @@ mod emit;
 mod maps;
 mod probes;
 mod stack;
+mod state;
 mod thread;
 
 #[panic_handler]

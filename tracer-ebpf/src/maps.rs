@@ -8,7 +8,7 @@ use tracer_common::counter::Counter;
 use tracer_common::event::Stack;
 use tracer_common::native::CallSite;
 
-use crate::thread::ThreadState;
+use crate::state::ThreadState;
 
 /// Settings, written by user space before loading.
 #[unsafe(no_mangle)]
@@ -41,7 +41,7 @@ pub static IDLE_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0);
 #[map]
 pub static STACKS: HashMap<u64, Stack> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
-/// Unwind rows by target and return address (see [`site_key`]), written by user space, which also sets
+/// Unwind rows by target and return address (see [`CallSite::key`]), written by user space, which also sets
 /// the size. An address that is missing ends a walk or is crossed by its frame pointer.
 #[map]
 pub static CALL_SITES: HashMap<u64, CallSite> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
@@ -53,9 +53,3 @@ pub static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
 /// One cell per [`Counter`], added to atomically.
 #[map]
 pub static COUNTERS: Array<u64> = Array::with_max_entries(Counter::ALL.len() as u32, 0);
-
-/// Key in [`CALL_SITES`]: user addresses leave the upper 16 bits free for the target's index.
-#[inline(always)]
-pub const fn site_key(target: u16, return_addr: u64) -> u64 {
-    return_addr & ((1 << 48) - 1) | (target as u64) << 48
-}

@@ -12,8 +12,8 @@ use tracer_common::probe::Cookie;
 
 use crate::counters::count;
 use crate::emit::{emit_stack, header};
-use crate::maps::{CALL_SITES, STACKS, site_key};
-use crate::thread::ThreadState;
+use crate::maps::{CALL_SITES, STACKS};
+use crate::state::ThreadState;
 
 /// The memory of the current process.
 struct UserMemory;
@@ -33,7 +33,7 @@ impl CallSites for TargetSites {
     #[inline(always)]
     fn find(&self, return_addr: u64) -> Option<CallSite> {
         // SAFETY: rows are written whole and never removed while programs run.
-        unsafe { CALL_SITES.get(site_key(self.0, return_addr)) }.copied()
+        unsafe { CALL_SITES.get(CallSite::key(self.0, return_addr)) }.copied()
     }
 }
 

@@ -7,34 +7,13 @@ use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_log_ebpf::debug;
 use tracer_common::counter::Counter;
-use tracer_common::event::{NO_STACK, StackRecord};
+use tracer_common::event::NO_STACK;
 use tracer_common::native::Registers;
 use tracer_common::probe::Cookie;
 
 use crate::counters::count;
 use crate::maps::{IDLE_THREAD, THREADS};
-
-/// The outermost traced call that a thread is in, from its entry to its return.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct ThreadState {
-    /// Stack pointer at entry, where the return address lies; 0 when the thread is in no traced call.
-    pub entry_sp: u64,
-    /// The return address found there.
-    pub caller: u64,
-    /// The function's number.
-    pub function: u64,
-    /// Bytes asked for.
-    pub size_bytes: u64,
-    /// Address of the memory that the call gives back; 0 where there is none.
-    pub old_addr: u64,
-    /// Where the address of the new block comes out; 0 = the return value.
-    pub out_pointer: u64,
-    /// Id of the stack.
-    pub stack_id: u64,
-    /// The stack being taken. Not in per-CPU memory: these programs can be preempted by one another.
-    pub stack: StackRecord,
-}
+use crate::state::ThreadState;
 
 /// The stack and frame pointer of a probed thread.
 #[inline(always)]

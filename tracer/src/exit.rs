@@ -37,13 +37,13 @@ pub struct Failure {
     /// What failed, and the cause.
     pub message: String,
     /// What to do next.
-    pub hint: Option<String>,
+    pub hint: String,
 }
 
 impl Failure {
     /// A failure with a hint.
     pub fn new(code: Code, message: impl fmt::Display, hint: impl Into<String>) -> Self {
-        Self { code, message: message.to_string(), hint: Some(hint.into()) }
+        Self { code, message: message.to_string(), hint: hint.into() }
     }
 
     /// Wrong usage.
@@ -59,7 +59,13 @@ impl Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { code: Code::Failed, message: format!("{error:#}"), hint: None }
+        let message = format!("{error:#}");
+        let hint = if message.starts_with("write ") {
+            "the folder must exist, be writable, and have room"
+        } else {
+            "-v says more; `memtrace doctor` shows what this machine can do"
+        };
+        Self::new(Code::Failed, message, hint)
     }
 }
 
@@ -72,11 +78,8 @@ impl From<crate::target::TargetError> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "memtrace: {}", self.message.replace('\n', " "))?;
-        if let Some(hint) = &self.hint {
-            write!(f, "\nhint: {}", hint.replace('\n', " "))?;
-        }
-        Ok(())
+        let one_line = |text: &str| text.replace('\n', " ");
+        write!(f, "memtrace: {}\nhint: {}", one_line(&self.message), one_line(&self.hint))
     }
 }
 

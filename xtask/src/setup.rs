@@ -31,7 +31,7 @@ const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 /// Flags of `cargo xtask setup`.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub struct Args {
     /// Install without asking
     #[arg(long, conflicts_with = "check")]
@@ -76,6 +76,10 @@ impl Step {
 
 /// Installs what is missing, or names it.
 pub fn run(args: Args) -> Result<()> {
+    if next_step()?.is_none() {
+        say("everything needed is installed");
+        return Ok(());
+    }
     for (purpose, packages) in PACKAGES {
         say(format!("needed: {} ({purpose})", packages.join(" ")));
     }

@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use crate::cargo::{self, Executable};
 use crate::check;
 use crate::process::say;
+use crate::setup;
 
 pub mod runner;
 mod shared_python;
@@ -37,11 +38,12 @@ pub struct Args {
     live_args: Vec<String>,
 }
 
-/// Runs check, then the tests. Fails when a test failed, when a live test was skipped, and when the live
+/// Installs what is missing, after asking; runs check, then the tests. Fails when a test failed, when a live test was skipped, and when the live
 /// tests could not run at all.
 ///
 /// The verdict is said before the closing line, so that this stays the last; hence the code instead of an error.
 pub fn run(args: Args) -> Result<ExitCode> {
+    setup::run(setup::Args::default())?;
     if !args.no_check {
         check::run(check::Args::default())?;
     }

@@ -4,17 +4,14 @@ use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_common::counter::Counter;
-use tracer_common::event::{AllocateRecord, Kind};
 
-use super::{argument, cookie, size_bytes, size_is_wanted};
+use super::{FIRST_ERROR, argument, cookie, size_bytes, size_is_wanted};
 use crate::counters::count;
-use crate::emit::{emit, header};
+use crate::emit::emit_allocation;
 use crate::{stack, thread};
 
 /// `MAP_ANONYMOUS` of asm-generic/mman-common.h.
 const MAP_ANONYMOUS: u64 = 0x20;
-/// Return values from here on are `MAP_FAILED` or an error number.
-const FIRST_ERROR: u64 = -4095_i64 as u64;
 
 /// Notes what is asked for and by whom.
 #[uprobe]
@@ -62,12 +59,6 @@ pub fn allocate_exit(context: RetProbeContext) -> u32 {
     if addr == 0 || (cookie.is_mapping() && addr >= FIRST_ERROR) {
         return 0;
     }
-    let record = AllocateRecord {
-        header: header(Kind::Allocate, cookie),
-        addr,
-        size_bytes: state.size_bytes,
-        stack: state.stack_id,
-    };
-    emit(record, Counter::AllocationLost);
+    emit_allocation(cookie, addr, state);
     0
 }

@@ -14,6 +14,9 @@ use tracer_common::probe::Cookie;
 
 use crate::maps::config;
 
+/// Return values from here on are `MAP_FAILED` or an error number.
+const FIRST_ERROR: u64 = -4095_i64 as u64;
+
 /// The cookie that user space attached this probe with.
 #[inline(always)]
 fn cookie<C: EbpfContext>(context: &C) -> Cookie {

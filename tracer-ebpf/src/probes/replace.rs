@@ -4,14 +4,11 @@
 use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_common::counter::Counter;
-use tracer_common::event::{AllocateRecord, Kind, ReplaceBeginRecord, ReplaceEndRecord};
+use tracer_common::event::{Kind, ReplaceBeginRecord, ReplaceEndRecord};
 
-use super::{argument, cookie, size_bytes, size_is_wanted};
-use crate::emit::{emit, header};
+use super::{FIRST_ERROR, argument, cookie, size_bytes, size_is_wanted};
+use crate::emit::{emit, emit_allocation, header};
 use crate::{stack, thread};
-
-/// Return values from here on are `MAP_FAILED` or an error number.
-const FIRST_ERROR: u64 = -4095_i64 as u64;
 
 /// Sends what may go.
 #[uprobe]
@@ -53,13 +50,7 @@ pub fn replace_exit(context: RetProbeContext) -> u32 {
     let addr = if failed || unmaps { 0 } else { returned };
     if state.old_addr == 0 {
         if addr != 0 && size_is_wanted(state.size_bytes) {
-            let record = AllocateRecord {
-                header: header(Kind::Allocate, cookie),
-                addr,
-                size_bytes: state.size_bytes,
-                stack: state.stack_id,
-            };
-            emit(record, Counter::AllocationLost);
+            emit_allocation(cookie, addr, state);
         }
         return 0;
     }

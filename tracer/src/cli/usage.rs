@@ -10,7 +10,7 @@ pub fn failure(error: &clap::Error) -> Failure {
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: ").map(str::to_owned));
     let mut failure = Failure::usage(message);
     if let Some(tip) = tip {
-        failure.hint = Some(tip);
+        failure.hint = tip;
     }
     failure
 }

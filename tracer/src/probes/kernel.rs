@@ -194,7 +194,7 @@ impl Kernel {
         Ok(counts)
     }
 
-    /// Adds unwind rows: keys as in [`site_key`].
+    /// Adds unwind rows: keys as in [`CallSite::key`].
     ///
     /// # Errors
     /// When the map is full.
@@ -217,11 +217,6 @@ impl Kernel {
             log::debug!("forget {} stacks: {error}", ids.len());
         }
     }
-}
-
-/// Key of an unwind row: user addresses leave the upper 16 bits free for the target's index.
-pub const fn site_key(target: u16, return_addr: u64) -> u64 {
-    return_addr & ((1 << 48) - 1) | (target as u64) << 48
 }
 
 /// A kernel without links of many probes, or one that refuses them, is served by links of one.

@@ -1,54 +1,15 @@
 //! The end of a trace: reports, the recording's end, the exit code.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use tracer_common::probe::Domain;
-
+use super::coverage;
 use super::live::{Live, now_ns};
 use crate::exit::{Code, Failure};
-use crate::model::{CodeAddr, Coverage, Report};
+use crate::model::{CodeAddr, Report};
 use crate::output;
 use crate::recording::{NamedPlace, Trailer};
 use crate::summarize::{self, Names, Traced, Window};
 use crate::symbolize::Symbolizer;
-
-/// Names of the domains that the session's probes cover.
-pub(super) fn domains(live: &Live<'_>) -> Vec<String> {
-    let has = |domain: Domain| {
-        live.plan.domains.as_ref().is_none_or(|domains| domains.contains(&domain))
-            && live
-                .traced
-                .iter()
-                .any(|traced| traced.target.sites.iter().any(|site| site.function.domain() == domain))
-    };
-    Domain::ALL.into_iter().filter(|domain| has(*domain)).map(|domain| domain.name().to_owned()).collect()
-}
-
-/// How much of each domain's calls the probes see.
-fn coverage(live: &Live<'_>) -> BTreeMap<String, Coverage> {
-    let mut coverage: BTreeMap<String, Coverage> = domains(live)
-        .into_iter()
-        .map(|domain| {
-            (domain, Coverage { alloc_share: Some(1.0), free_share: Some(1.0), how: "functions".to_owned() })
-        })
-        .collect();
-    let asked = |domain: Domain| live.plan.domains.as_ref().is_none_or(|domains| domains.contains(&domain));
-    let inlined = live
-        .traced
-        .iter()
-        .filter_map(|traced| traced.target.cpython.as_ref())
-        .any(|cpython| cpython.unseen_calls().is_some());
-    if inlined {
-        for domain in [Domain::PyMem, Domain::PyObject].into_iter().filter(|domain| asked(*domain)) {
-            // Asked for by name they are probed, and how much the probes see is not known.
-            let share = live.plan.domains.is_none().then_some(0.0);
-            let inlined = Coverage { alloc_share: share, free_share: share, how: "inlined".to_owned() };
-            coverage.insert(domain.name().to_owned(), inlined);
-        }
-    }
-    coverage
-}
 
 impl Live<'_> {
     fn traces(&self) -> Vec<Traced<'_>> {
@@ -89,7 +50,14 @@ impl Live<'_> {
             min_age: self.plan.output.min_age,
         };
         let loss = summarize::loss(&counters, self.decoder.undecodable());
-        Ok(summarize::report(&self.traces(), names, &window, loss, coverage(self), notes))
+        Ok(summarize::report(
+            &self.traces(),
+            names,
+            &window,
+            loss,
+            coverage::coverage(self.plan.domains.as_deref(), &self.traced),
+            notes,
+        ))
     }
 
     /// Prints a report of the moment (`--interval`); files are written at the end only.

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, interval_at};
 use tracer_common::config::Config;
 
+use super::coverage;
 use super::modules::ModuleTable;
 use super::recorder::Recorder;
 use super::stop::Stop;
@@ -75,10 +76,9 @@ impl<'a> Live<'a> {
         };
         raise_file_limit();
         let mut kernel = Kernel::load(config, limits).map_err(|error| {
-            Failure::not_ready(
-                format!("{:#}", anyhow::Error::from(error)),
-                "`memtrace doctor` shows what this kernel can do",
-            )
+            // The verifier's log of a refused program is thousands of lines long.
+            let message: String = format!("{:#}", anyhow::Error::from(error)).chars().take(400).collect();
+            Failure::not_ready(message, "`memtrace doctor` shows what this kernel can do")
         })?;
         let collector = kernel
             .take_events()
@@ -154,7 +154,7 @@ impl<'a> Live<'a> {
                     mode: Mode::Exact,
                     min_size_bytes: self.plan.limits.min_bytes,
                     max_size_bytes: Some(self.plan.limits.max_bytes).filter(|max| *max != u64::MAX),
-                    domains: super::finish::domains(self),
+                    domains: coverage::domains(self.plan.domains.as_deref(), &self.traced),
                 },
             };
             let mut recorder = Recorder::create(path, &header)?;

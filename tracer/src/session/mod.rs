@@ -1,5 +1,6 @@
 //! The session: wires the stages together for a live trace. See the picture in the crate's documentation.
 
+mod coverage;
 mod finish;
 mod live;
 mod modules;
@@ -100,11 +101,7 @@ fn launch_failure(error: LaunchError) -> Failure {
         LaunchError::CannotExecute { .. } => Code::CannotExecute,
         _ => Code::LaunchFailed,
     };
-    Failure {
-        code,
-        message: format!("{:#}", anyhow::Error::from(error)),
-        hint: Some("what follows `--` is run as by a shell".into()),
-    }
+    Failure::new(code, format!("{:#}", anyhow::Error::from(error)), "what follows `--` is run as by a shell")
 }
 
 /// Follows the command from its first instruction to its end.

@@ -11,7 +11,7 @@ use super::modules::ModuleTable;
 use crate::model::{CodeAddr, Event, Mapping, RawStack};
 use crate::normalize;
 use crate::probes::attach::{Attachee, Links};
-use crate::probes::kernel::{Kernel, KernelError, site_key};
+use crate::probes::kernel::{Kernel, KernelError};
 use crate::target::Target;
 use crate::trace::Trace;
 use crate::unwind::{CallSiteRow, call_sites};
@@ -127,7 +127,7 @@ impl Traced {
         let last = rows.partition_point(|row| row.file_offset <= end);
         rows[first..last]
             .iter()
-            .map(|row| (site_key(self.index, row.file_offset - start + mapping.start_addr), row.row))
+            .map(|row| (CallSite::key(self.index, row.file_offset - start + mapping.start_addr), row.row))
             .unzip()
     }
 

@@ -1,0 +1,25 @@
+//! What is kept of a thread between the entry and the return of a call.
+
+use tracer_common::event::StackRecord;
+
+/// The outermost traced call that a thread is in, from its entry to its return.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ThreadState {
+    /// Stack pointer at entry, where the return address lies; 0 when the thread is in no traced call.
+    pub entry_sp: u64,
+    /// The return address found there.
+    pub caller: u64,
+    /// The function's number.
+    pub function: u64,
+    /// Bytes asked for.
+    pub size_bytes: u64,
+    /// Address of the memory that the call gives back; 0 where there is none.
+    pub old_addr: u64,
+    /// Where the address of the new block comes out; 0 = the return value.
+    pub out_pointer: u64,
+    /// Id of the stack.
+    pub stack_id: u64,
+    /// The stack being taken. Not in per-CPU memory: these programs can be preempted by one another.
+    pub stack: StackRecord,
+}

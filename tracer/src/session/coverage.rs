@@ -1,0 +1,45 @@
+//! Which domains the session's probes cover, and how much of their calls.
+
+use std::collections::BTreeMap;
+
+use tracer_common::probe::Domain;
+
+use super::traced::Traced;
+use crate::model::Coverage;
+
+/// Names of the domains that are probed; `asked` are those named by the user.
+pub fn domains(asked: Option<&[Domain]>, traced: &[Traced]) -> Vec<String> {
+    let is_asked = |domain: Domain| asked.is_none_or(|domains| domains.contains(&domain));
+    let has = |domain: Domain| {
+        traced.iter().any(|traced| traced.target.sites.iter().any(|site| site.function.domain() == domain))
+    };
+    let probed = Domain::ALL.into_iter().filter(|domain| is_asked(*domain) && has(*domain));
+    probed.map(|domain| domain.name().to_owned()).collect()
+}
+
+/// How much of each domain's calls the probes see.
+pub fn coverage(asked: Option<&[Domain]>, traced: &[Traced]) -> BTreeMap<String, Coverage> {
+    let of = |share: Option<f64>, how: &str| Coverage {
+        alloc_share: share,
+        free_share: share,
+        how: how.to_owned(),
+    };
+    let mut coverage: BTreeMap<String, Coverage> =
+        domains(asked, traced).into_iter().map(|domain| (domain, of(Some(1.0), "functions"))).collect();
+    let cpythons = traced.iter().filter_map(|traced| traced.target.cpython.as_ref());
+    if cpythons.into_iter().any(|cpython| cpython.unseen_calls().is_some()) {
+        for domain in [Domain::PyMem, Domain::PyObject] {
+            match asked {
+                // Asked for by name they are probed, and how much the probes see is not known.
+                Some(domains) if domains.contains(&domain) => {
+                    coverage.insert(domain.name().to_owned(), of(None, "inlined"));
+                }
+                Some(_) => {}
+                None => {
+                    coverage.insert(domain.name().to_owned(), of(Some(0.0), "inlined"));
+                }
+            }
+        }
+    }
+    coverage
+}
