@@ -50,6 +50,23 @@ fn a_target_that_exits_after_its_last_allocation_is_reported_in_full() {
 }
 
 #[test]
+fn a_target_that_executes_another_program_is_traced_in_that_one_alone() {
+    let _root = as_root();
+    let mut target = Target::start(&program("reexec", Language::C, Frames::Omitted), &[]);
+    let session = Memtrace::new(["-p", &target.pid().to_string(), "--format", "json"]).trace();
+    assert_eq!(target.ask("exec"), ["executed"]);
+    target.go();
+    let report = session.stop().report();
+    target.quit();
+    report.expect_nothing_lost();
+    let after = report.totals_of("leak_after_exec");
+    assert_eq!((after.outstanding_count, after.outstanding_bytes), (10, 70_000), "{}", report.outstanding());
+    assert_eq!(report.rows_with("leak_before_exec").count(), 0, "{}", report.outstanding());
+    assert!(report.targets[0].command.contains(&"again".to_owned()), "{:?}", report.targets[0]);
+    assert!(report.notes.iter().any(|note| note.contains("called exec")), "{:?}", report.notes);
+}
+
+#[test]
 fn a_command_is_traced_from_its_first_allocation_to_its_end() {
     let _root = as_root();
     let path = exits();

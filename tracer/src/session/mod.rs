@@ -59,6 +59,12 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     let mut notes = Vec::new();
     for pid in pids {
         let process = Process::open(*pid)?;
+        if process.tgid == std::process::id() {
+            return Err(Failure::not_ready(
+                format!("{pid} is memtrace itself, whose every look would make more to look at"),
+                "name another process; a second memtrace can trace the first",
+            ));
+        }
         if process.requested != process.tgid {
             notes.push(format!(
                 "{} is a thread of process {}, which is traced",
