@@ -129,6 +129,15 @@ pub fn program(name: &str, language: Language, frames: Frames) -> PathBuf {
     })
 }
 
+/// Compiles `targets/<source>.c` as a shared library whose macro `FUNCTION` is `function`.
+pub fn library(source: &str, function: &str) -> PathBuf {
+    build_once(format!("lib{source}-{function}.so"), |path| {
+        let mut command = Command::new("cc");
+        command.args(["-std=gnu11", "-O2", "-g", "-shared", "-fPIC", "-o"]).arg(path);
+        run_tool(command.arg(format!("-DFUNCTION={function}")).arg(source_path(&format!("{source}.c"))));
+    })
+}
+
 /// A process without a C library.
 pub fn bare() -> PathBuf {
     build_once("bare".into(), |path| {

@@ -255,6 +255,11 @@ impl Report {
         assert!(if self.loss.complete { lost == 0 } else { explained }, "{:?} {:?}", self.loss, self.notes);
     }
 
+    /// What a counter of losses says.
+    pub fn lost(&self, counter: &str) -> u64 {
+        self.loss.detail.get(counter).copied().unwrap_or(0)
+    }
+
     /// Panics when any event, stack or probe hit was lost. Stacks that end early are another matter.
     #[track_caller]
     pub fn expect_nothing_lost(&self) {

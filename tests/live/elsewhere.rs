@@ -1,6 +1,6 @@
 //! Targets whose files are not where their paths say: in another mount namespace, or replaced since.
 
-use memtrace_tests::harness::program::open_directory;
+use memtrace_tests::harness::program::{library, open_directory};
 use memtrace_tests::harness::{Frames, Language, Memtrace, Report, Target, as_root, copy_of, program};
 use std::fs;
 use std::process::Command;
@@ -72,4 +72,27 @@ fn a_file_replaced_since_it_was_mapped_gives_the_old_names() {
         assert_eq!(report.rows_with(function).count(), 0, "a name of the new file: {function}");
     }
     target.quit();
+}
+
+/// The second library's code lies where the first one's was when memtrace attached.
+#[test]
+fn a_library_in_the_place_of_another_is_named_by_itself() {
+    let _root = as_root();
+    let plugins = ["leak_in_first", "leak_in_second"].map(|function| library("plugin", function));
+    let paths = plugins.each_ref().map(|path| path.to_str().unwrap());
+    let mut target = Target::start(&program("host", Language::C, Frames::Omitted), &paths);
+    let session = Memtrace::new(["-p", &target.pid().to_string(), "--format", "json"]).trace();
+    assert_eq!(target.ask("swap"), ["1"], "the loader gave the second library another address");
+    target.go();
+    let report = session.stop().report();
+    target.quit();
+    report.expect_nothing_lost();
+    assert_eq!(report.rows_with("leak_in_first").count(), 0, "{}", report.outstanding());
+    let second = report.totals_of("leak_in_second");
+    assert_eq!(
+        (second.outstanding_count, second.outstanding_bytes),
+        (10, 30_000),
+        "{}",
+        report.outstanding()
+    );
 }

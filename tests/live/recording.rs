@@ -6,6 +6,7 @@ use memtrace_tests::harness::{
 };
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use tempfile::TempDir;
 
 /// One session with every kind of output, and a place where an unprivileged user may read them.
@@ -153,4 +154,44 @@ fn a_recording_is_reported_as_live() {
     recorded.check_formats();
     recorded.check_selection();
     recorded.check_truncated();
+}
+
+/// A file system of 256 KiB, gone when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Self {
+        let directory = open_directory();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(directory.path());
+        assert!(mount.status().unwrap().success(), "{mount:?}");
+        Self(directory)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The directory cannot be removed before; a failure shows there.
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_ends_the_recording_and_not_the_report() {
+    let _root = as_root();
+    let disk = SmallDisk::mount();
+    let path = disk.0.path().join("full.memtrace");
+    let mut target = Target::start(&program("rate", Language::C, Frames::Omitted), &["1", "500000", "1"]);
+    let session = Memtrace::new(["-p", &target.pid().to_string(), "--format", "json"]).output(&path).trace();
+    let pairs = u64::try_from(target.go()[0]).unwrap();
+    let finished = session.stop();
+    target.quit();
+    finished.expect_code(1);
+    assert!(finished.stderr.contains("full.memtrace"), "{}", finished.stderr);
+    let report = Report::parse(&finished.stdout);
+    assert_eq!(report.totals_of("make_pairs").alloc_count, pairs);
+    assert!(report.notes.iter().any(|note| note.contains("full.memtrace")), "{:?}", report.notes);
+    // What was written is a recording, cut short.
+    let short = Memtrace::new(["report", path.to_str().unwrap(), "--format", "json"]).run().report();
+    assert!(!short.loss.complete && !short.notes.is_empty(), "{:?}", short.notes);
 }

@@ -1,7 +1,7 @@
 //! Several threads, and many events: nothing lost, and the same figures as in the program's own books.
 
 use memtrace_tests::harness::report::sum;
-use memtrace_tests::harness::{Frames, Language, Memtrace, Row, Target, as_root, program};
+use memtrace_tests::harness::{Frames, Language, Memtrace, Report, Row, Target, as_root, program};
 use std::time::Duration;
 
 #[test]
@@ -45,6 +45,40 @@ fn two_hundred_thousand_pairs_a_second_for_ten_seconds_lose_nothing() {
     assert_eq!(report.totals.outstanding_count, 0, "{}", report.outstanding());
     // Traced, the target must still reach its rate; else the claim is about another rate.
     assert!(elapsed_ms < 12_000, "2,000,000 pairs took {elapsed_ms} ms: not 200,000 a second");
+}
+
+/// Three times as many records as the ring holds, as fast as one thread can: what is not lost and what is
+/// add up, and a collector that keeps draining loses little.
+#[test]
+fn more_than_the_ring_holds_is_drained_on_the_way() {
+    let _root = as_root();
+    let mut target = Target::start(&program("rate", Language::C, Frames::Omitted), &["1", "3000000", "1"]);
+    let session = Memtrace::new(["-p", &target.pid().to_string(), "--format", "json"]).trace();
+    let pairs = u64::try_from(target.go()[0]).unwrap();
+    let report = session.stop().report();
+    target.quit();
+    assert_eq!(pairs, 3_000_000);
+    assert_eq!(report.totals.alloc_count + report.lost("allocations_lost"), pairs, "{:?}", report.loss);
+    assert!(report.lost("allocations_lost") < pairs / 3, "{:?}", report.loss);
+}
+
+#[test]
+fn what_a_full_ring_drops_is_counted_exactly() {
+    let _root = as_root();
+    let mut target = Target::start(&program("rate", Language::C, Frames::Omitted), &["2", "500000", "1"]);
+    let pid = target.pid().to_string();
+    let arguments = ["-p", &pid, "--format", "json", "--ring-size", "4KiB", "--max-loss", "1"];
+    let session = Memtrace::new(arguments).trace();
+    let pairs = u64::try_from(target.go()[0]).unwrap();
+    let finished = session.stop();
+    target.quit();
+    finished.expect_code(5);
+    let report = Report::parse(&finished.stdout);
+    assert!(!report.loss.complete && report.lost("allocations_lost") > 0, "{:?}", report.loss);
+    assert_eq!(report.totals.alloc_count + report.lost("allocations_lost"), pairs, "{:?}", report.loss);
+    let frees = report.totals.free_count + report.totals.unmatched_free_count + report.lost("frees_lost");
+    // The free of an address that came again is booked without its record.
+    assert_eq!(frees, pairs + report.lost("frees_missed"), "{:?}", report.loss);
 }
 
 #[test]

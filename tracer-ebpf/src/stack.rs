@@ -75,9 +75,15 @@ fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) 
                 count(Counter::StackLost);
                 return NO_STACK;
             }
-            // Another thread was quicker with the same hash, and it is the same stack but for one in
-            // 2^64: it sends the record.
-            Err(errno) if errno == -EEXIST => return id,
+            // Another thread was quicker with the same hash. If it is the same stack, that thread sends it.
+            Err(errno) if errno == -EEXIST => {
+                if let Some(known) = STACKS.get_ptr(id)
+                    // SAFETY: stacks are written whole and never changed.
+                    && same(unsafe { &*known }, &state.stack.stack)
+                {
+                    return id;
+                }
+            }
             Err(_) => break,
         }
     }

@@ -65,7 +65,7 @@ impl Live<'_> {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn interim_report(&mut self) -> Result<(), Failure> {
-        self.take_records()?;
+        self.take_records();
         let mut notes = self.all_notes();
         let names = self.names(&mut notes);
         let mut report = self.report(now_ns(), &names, notes)?;
@@ -77,13 +77,17 @@ impl Live<'_> {
     /// # Errors
     /// When a report or the recording cannot be written.
     pub fn finish(&mut self) -> Result<Option<ExitCode>, Failure> {
-        let ended_ns = self.stop()?;
-        // The kernel takes away about ten probes a second: the report need not wait for that.
+        let ended_ns = self.stop();
+        // Links of one probe each go at about ten a second: the report need not wait for that.
         let links: Vec<_> = self.traced.iter_mut().map(|traced| std::mem::take(&mut traced.links)).collect();
         let detaching = std::thread::spawn(move || drop(links));
         let result = self.write_everything(ended_ns);
         let _ = detaching.join();
-        result
+        // The report is out; what failed on the way decides how the run ended.
+        match self.failed.take() {
+            Some(failure) => result.and(Err(failure)),
+            None => result,
+        }
     }
 
     fn write_everything(&mut self, ended_ns: u64) -> Result<Option<ExitCode>, Failure> {
@@ -101,7 +105,9 @@ impl Live<'_> {
                 notes,
                 coverage: report.coverage.clone(),
             };
-            recorder.finish(&named_places(&names), &trailer)?;
+            if let Err(error) = recorder.finish(&named_places(&names), &trailer) {
+                self.fail(error);
+            }
         }
         output::write(&self.plan.output, &mut report)?;
         Ok(self.plan.max_loss_pct.filter(|limit| lost_pct(&report) > *limit).map(|_| Code::Incomplete.into()))

@@ -52,6 +52,8 @@ pub struct Live<'a> {
     pub(super) started_unix_ms: u64,
     /// Records stamped later are not entered.
     stop_ns: u64,
+    /// The first thing that failed on the way. The trace goes on, and says so at the end.
+    pub(super) failed: Option<Failure>,
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
 }
 
@@ -98,6 +100,7 @@ impl<'a> Live<'a> {
             started_ns: now_ns(),
             started_unix_ms: 0,
             stop_ns: u64::MAX,
+            failed: None,
             log,
         })
     }
@@ -187,7 +190,7 @@ impl<'a> Live<'a> {
     /// Traces until `stop`.
     ///
     /// # Errors
-    /// When the ring or the recording fails.
+    /// When the ring cannot be read, or a report in between not be written.
     pub async fn run(&mut self, stop: &mut Stop) -> Result<(), Failure> {
         let mut interval: Option<Interval> =
             self.plan.interval.map(|period| interval_at(Instant::now() + period, period));
@@ -198,39 +201,45 @@ impl<'a> Live<'a> {
                 biased;
                 () = stop.wait() => break,
                 () = tick(&mut interval) => self.interim_report()?,
-                () = tick(&mut flush) => self.flush_recording()?,
+                () = tick(&mut flush) => self.record(Recorder::flush),
                 () = flush_log(&mut self.log) => {}
                 batch = self.collector.next_batch() => {
                     let batch = batch.context("read the ring buffer")?;
-                    self.take(&batch)?;
+                    self.take(&batch);
                 }
             }
         }
         Ok(())
     }
 
-    fn flush_recording(&mut self) -> Result<(), Failure> {
-        match &mut self.recorder {
-            Some(recorder) => Ok(recorder.flush()?),
-            None => Ok(()),
+    /// Writes to the recording, where there is one. A recording that fails ends there; the trace goes on.
+    fn record(&mut self, write: impl FnOnce(&mut Recorder) -> anyhow::Result<()>) {
+        let Some(recorder) = &mut self.recorder else { return };
+        if let Err(error) = write(recorder) {
+            self.recorder = None;
+            self.fail(error);
         }
     }
 
+    /// Notes a failure that the trace survives.
+    pub(super) fn fail(&mut self, error: anyhow::Error) {
+        let failure = Failure::from(error);
+        self.notes.push(failure.message.clone());
+        self.failed.get_or_insert(failure);
+    }
+
     /// From now on nothing more is entered; what is stamped by now still is.
-    pub(super) fn stop(&mut self) -> Result<u64, Failure> {
+    pub(super) fn stop(&mut self) -> u64 {
         let now = now_ns();
         self.stop_ns = now;
         // A call that was stamped by now has its record in the ring as soon as its thread has run on.
         std::thread::sleep(GRACE);
-        self.take_records()?;
-        Ok(now)
+        self.take_records();
+        now
     }
 
     /// Takes everything that is in the ring, in order, without waiting for more.
-    ///
-    /// # Errors
-    /// When the recording fails.
-    pub fn take_records(&mut self) -> Result<(), Failure> {
+    pub fn take_records(&mut self) {
         let now = now_ns();
         loop {
             let batch = self.collector.drain();
@@ -243,18 +252,21 @@ impl<'a> Live<'a> {
             }
         }
         let records = self.orderer.finish();
-        self.enter(records)
+        self.enter(records);
     }
 
-    fn take(&mut self, batch: &Batch) -> Result<(), Failure> {
+    fn take(&mut self, batch: &Batch) {
         for record in batch.records() {
             self.orderer.push(record);
         }
         let records = self.orderer.end_round();
-        self.enter(records)
+        self.enter(records);
     }
 
-    fn enter(&mut self, records: Vec<Stamped>) -> Result<(), Failure> {
+    /// Enters records in the books. Their new stacks are placed by mappings that are read after the stacks
+    /// were taken, once for all: a library may have been loaded, or have taken another's place.
+    fn enter(&mut self, records: Vec<Stamped>) {
+        let mut is_fresh = vec![false; self.traced.len()];
         for stamped in records {
             if stamped.time_ns > self.stop_ns {
                 continue;
@@ -262,62 +274,60 @@ impl<'a> Live<'a> {
             let Some(event) = self.decoder.decode(&stamped.record) else { continue };
             let index = usize::from(event.header().target);
             match &event {
-                Event::Stack(raw)
-                    if self.traced.get(index).is_some_and(|traced| traced.needs_refresh(raw)) =>
-                {
-                    self.refresh(index)?;
-                    self.traced[index].remember_pages_without_file(raw);
+                Event::Stack(_) if is_fresh.get(index) == Some(&false) => {
+                    self.refresh(index);
+                    is_fresh[index] = true;
                 }
-                Event::Exec(_) => self.exec(index)?,
+                Event::Exec(_) => self.exec(index),
                 _ => {}
             }
             if let Some(traced) = self.traced.get_mut(index) {
                 traced.apply(&event);
             }
-            if let Some(recorder) = &mut self.recorder {
-                recorder.event(&stamped.record)?;
-            }
+            self.record(|recorder| recorder.event(&stamped.record));
         }
-        Ok(())
     }
 
-    fn exec(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(traced) = self.traced.get_mut(index) else { return Ok(()) };
-        let notes = traced.exec(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref())?;
-        self.notes.extend(notes);
+    fn exec(&mut self, index: usize) {
+        let Some(traced) = self.traced.get_mut(index) else { return };
         traced.has_called_exec = self.started_unix_ms != 0;
-        self.record_mappings(index)
+        match traced.exec(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref()) {
+            Ok(notes) => self.notes.extend(notes),
+            Err(error) => self.fail(error),
+        }
+        self.record_mappings(index);
     }
 
     /// Looks for what the targets have mapped since.
-    ///
-    /// # Errors
-    /// When the kernel refuses a probe, or the recording fails.
-    pub fn refresh_all(&mut self) -> Result<(), Failure> {
-        (0..self.traced.len()).try_for_each(|index| self.refresh(index))
-    }
-
-    fn refresh(&mut self, index: usize) -> Result<(), Failure> {
-        let notes =
-            self.traced[index].refresh(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref())?;
-        self.notes.extend(notes);
-        self.record_mappings(index)
-    }
-
-    fn record_mappings(&mut self, index: usize) -> Result<(), Failure> {
-        if let (Some(recorder), Some(traced)) = (&mut self.recorder, self.traced.get(index)) {
-            recorder.mappings(traced.index, now_ns(), self.modules.modules(), &traced.mappings)?;
+    pub fn refresh_all(&mut self) {
+        for index in 0..self.traced.len() {
+            self.refresh(index);
         }
-        Ok(())
+    }
+
+    fn refresh(&mut self, index: usize) {
+        let Some(traced) = self.traced.get_mut(index) else { return };
+        match traced.refresh(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref()) {
+            Ok(None) => return,
+            Ok(Some(notes)) => self.notes.extend(notes),
+            Err(error) => self.fail(error),
+        }
+        self.record_mappings(index);
+    }
+
+    fn record_mappings(&mut self, index: usize) {
+        let (Some(recorder), Some(traced)) = (&mut self.recorder, self.traced.get(index)) else { return };
+        let written = recorder.mappings(traced.index, now_ns(), self.modules.modules(), &traced.mappings);
+        if let Err(error) = written {
+            self.recorder = None;
+            self.fail(error);
+        }
     }
 
     /// The target is about to end, and its mappings can be read for the last time.
-    ///
-    /// # Errors
-    /// As [`Self::take_records`].
-    pub fn last_look(&mut self) -> Result<(), Failure> {
-        self.take_records()?;
-        self.refresh_all()
+    pub fn last_look(&mut self) {
+        self.take_records();
+        self.refresh_all();
     }
 }
 

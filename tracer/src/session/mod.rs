@@ -138,7 +138,7 @@ async fn trace_command(
                 drop(resume);
             }
             Some(LaunchEvent::Exiting { resume }) => {
-                live.last_look()?;
+                live.last_look();
                 drop(resume);
             }
             Some(LaunchEvent::Exited(how)) => {
@@ -169,10 +169,11 @@ async fn trace_command(
 /// The command is stopped before code of its new image, or of a library that it just mapped, has run.
 fn look_at_stopped(plan: &TracePlan, live: &mut Live<'_>, tgid: u32) -> Result<(), Failure> {
     // An exec is among the records; it is dealt with here, while the process stands still.
-    live.take_records()?;
+    live.take_records();
     if live.is_empty() {
         live.add(Target::observe(Process::open(tgid)?, inlined_policy(plan))?)
     } else {
-        live.refresh_all()
+        live.refresh_all();
+        Ok(())
     }
 }

@@ -8,16 +8,12 @@ use tracer_common::native::CallSite;
 use tracer_common::probe::Domain;
 
 use super::modules::ModuleTable;
-use crate::model::{CodeAddr, Event, Mapping, RawStack};
-use crate::normalize;
+use crate::model::{Event, Mapping};
 use crate::probes::attach::{Attachee, Links};
-use crate::probes::kernel::{Kernel, KernelError};
+use crate::probes::kernel::Kernel;
 use crate::target::Target;
 use crate::trace::Trace;
 use crate::unwind::{CallSiteRow, call_sites};
-
-/// Pages of this size are remembered as holding no file's code.
-const PAGE_BYTES: u64 = 4096;
 
 /// A target and everything that the session holds for it.
 pub struct Traced {
@@ -37,7 +33,6 @@ pub struct Traced {
     rows: Vec<Option<Vec<CallSiteRow>>>,
     loaded_mappings: HashSet<(u64, u64, u32)>,
     loaded_keys: Vec<u64>,
-    pages_without_file: HashSet<u64>,
 }
 
 impl Traced {
@@ -53,7 +48,6 @@ impl Traced {
             rows: Vec::new(),
             loaded_mappings: HashSet::new(),
             loaded_keys: Vec::new(),
-            pages_without_file: HashSet::new(),
         }
     }
 
@@ -61,7 +55,7 @@ impl Traced {
     /// places the probes that are missing. Stacks are whole from the first event on.
     ///
     /// # Errors
-    /// When the kernel refuses rows, or a probe without which frees would be missed.
+    /// When the kernel refuses a probe without which frees would be missed.
     pub fn instrument(
         &mut self,
         kernel: &mut Kernel,
@@ -69,7 +63,7 @@ impl Traced {
         domains: Option<&[Domain]>,
     ) -> anyhow::Result<Vec<String>> {
         self.mappings = table.renumber(&self.target.mappings);
-        let mut notes = self.load_rows(kernel)?;
+        let mut notes = self.load_rows(kernel);
         let sites: Vec<_> = self
             .target
             .sites
@@ -91,19 +85,29 @@ impl Traced {
         Ok(notes)
     }
 
-    fn load_rows(&mut self, kernel: &mut Kernel) -> Result<Vec<String>, KernelError> {
+    /// Rows that the kernel does not take leave stacks cut short, which is told; the figures stay right.
+    fn load_rows(&mut self, kernel: &mut Kernel) -> Vec<String> {
         let mut notes = Vec::new();
         let mappings: Vec<Mapping> = self.target.mappings.mappings().to_vec();
+        let identity = |mapping: &Mapping| (mapping.start_addr, mapping.file_offset, mapping.module);
+        // What another file has replaced must be loaded anew should it come back.
+        let current: HashSet<_> = mappings.iter().map(identity).collect();
+        self.loaded_mappings.retain(|loaded| current.contains(loaded));
         for mapping in mappings {
-            if !self.loaded_mappings.insert((mapping.start_addr, mapping.file_offset, mapping.module)) {
+            if !self.loaded_mappings.insert(identity(&mapping)) {
                 continue;
             }
             let (keys, rows) = self.rows_of(&mapping, &mut notes);
-            kernel.add_call_sites(&keys, &rows)?;
+            if let Err(error) = kernel.add_call_sites(&keys, &rows) {
+                let module = self.target.mappings.modules().get(mapping.module as usize);
+                let path = module.map_or("an unknown file", |module| module.module.path.as_str());
+                let cause = anyhow::Error::from(error);
+                notes.push(format!("stacks through {path} may be cut short: {cause:#}"));
+            }
             log::debug!("{} unwind rows at {:#x}", rows.len(), mapping.start_addr);
             self.loaded_keys.extend(keys);
         }
-        Ok(notes)
+        notes
     }
 
     /// The rows of the calls in `mapping`, with their keys.
@@ -131,8 +135,8 @@ impl Traced {
             .unzip()
     }
 
-    /// Reads the target's mappings again and instruments what is new. A process that is gone keeps what
-    /// is known of it.
+    /// Reads the target's mappings again and instruments what is new; tells whether they have changed. A
+    /// process that is gone keeps what is known of it.
     ///
     /// # Errors
     /// As [`Self::instrument`].
@@ -141,29 +145,13 @@ impl Traced {
         kernel: &mut Kernel,
         table: &mut ModuleTable,
         domains: Option<&[Domain]>,
-    ) -> anyhow::Result<Vec<String>> {
+    ) -> anyhow::Result<Option<Vec<String>>> {
+        let before = self.target.mappings.mappings().to_vec();
         self.target.rediscover()?;
-        self.instrument(kernel, table, domains)
-    }
-
-    /// Whether the mappings have to be read again to place this stack.
-    pub fn needs_refresh(&self, raw: &RawStack) -> bool {
-        raw.return_addrs
-            .iter()
-            .any(|addr| self.is_unmapped(*addr) && !self.pages_without_file.contains(&(addr / PAGE_BYTES)))
-    }
-
-    fn is_unmapped(&self, return_addr: u64) -> bool {
-        matches!(normalize::place(&self.mappings, return_addr), CodeAddr::Unmapped { .. })
-    }
-
-    /// Remembers the pages of this stack that no file is mapped at, as those of JIT code.
-    pub fn remember_pages_without_file(&mut self, raw: &RawStack) {
-        for addr in &raw.return_addrs {
-            if self.is_unmapped(*addr) {
-                self.pages_without_file.insert(addr / PAGE_BYTES);
-            }
+        if self.target.mappings.mappings() == before {
+            return Ok(None);
         }
+        self.instrument(kernel, table, domains).map(Some)
     }
 
     /// Enters an event in the books.
@@ -185,7 +173,6 @@ impl Traced {
         kernel.remove_call_sites(&self.loaded_keys);
         self.loaded_keys.clear();
         self.loaded_mappings.clear();
-        self.pages_without_file.clear();
         self.target.rediscover()?;
         self.instrument(kernel, table, domains)
     }

@@ -44,7 +44,7 @@ fn places(bytes: &[u8]) -> Vec<(usize, &'static str)> {
     places
 }
 
-/// Whether a path begins after these bytes, as against going on: `/proc/42/root/lib` and `a/work/b` go on.
+/// Whether a path begins after these bytes, as against going on inside a longer one.
 fn begins_a_path(before: &[u8]) -> bool {
     before.last().is_none_or(|last| !last.is_ascii_alphanumeric() && !b"_-.}>)*$~]".contains(last))
 }
