@@ -14,3 +14,13 @@ impl Config {
     /// Every size is traced.
     pub const ALL_SIZES: Self = Self { min_size_bytes: 0, max_size_bytes: u64::MAX };
 }
+
+/// What the kernel side knows of a process, by process id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TargetEntry {
+    /// Index of the target, as in the attach cookies.
+    pub index: u64,
+    /// Where the C library keeps the program break (`__curbrk` of glibc); 0 when that is not known.
+    pub current_break_addr: u64,
+}

@@ -26,6 +26,10 @@ pub enum Kind {
     Stack = 5,
     /// [`Header`] alone: the target called `exec`, its memory is gone.
     Exec = 6,
+    /// [`Header`] alone: the target forked a process that has a copy of its memory.
+    Fork = 7,
+    /// [`DoubtRecord`], by user space.
+    Doubt = 8,
 }
 
 /// First 16 bytes of every record.
@@ -94,6 +98,17 @@ pub struct ReplaceEndRecord {
     pub stack: u64,
     /// The old address when that memory is gone, 0 when there was none or the call failed and it stays.
     pub released_addr: u64,
+}
+
+/// The free of the block at this address may have been lost: nobody can say whether it is outstanding. Made
+/// by user space from the marks in [`crate::lost`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DoubtRecord {
+    /// Common part; the function is the one that allocated.
+    pub header: Header,
+    /// Address of the block.
+    pub addr: u64,
 }
 
 /// How a walk ended; the discriminants are the wire format.
@@ -180,6 +195,10 @@ pub enum Record<'a> {
     },
     /// The target called `exec`.
     Exec(Header),
+    /// The target forked a process.
+    Fork(Header),
+    /// A block may have been freed unseen.
+    Doubt(DoubtRecord),
 }
 
 /// The return addresses of a stack record, still as bytes.
@@ -280,6 +299,8 @@ impl<'a> Record<'a> {
                 Self::Stack { header, id, end, frames: Frames(frames) }
             }
             kind if kind == Kind::Exec as u8 => Self::Exec(header),
+            kind if kind == Kind::Fork as u8 => Self::Fork(header),
+            kind if kind == Kind::Doubt as u8 => Self::Doubt(DoubtRecord { header, addr: cursor.word()? }),
             kind => return Err(DecodeError::UnknownKind(kind)),
         })
     }
@@ -291,7 +312,8 @@ impl<'a> Record<'a> {
             Self::Release(record) => &record.header,
             Self::ReplaceBegin(record) => &record.header,
             Self::ReplaceEnd(record) => &record.header,
-            Self::Stack { header, .. } | Self::Exec(header) => header,
+            Self::Doubt(record) => &record.header,
+            Self::Stack { header, .. } | Self::Exec(header) | Self::Fork(header) => header,
         }
     }
 }
@@ -364,6 +386,14 @@ mod tests {
         assert_eq!(
             Record::decode(&words(&[first_word(Kind::Exec), 5])),
             Ok(Record::Exec(header(Kind::Exec)))
+        );
+        assert_eq!(
+            Record::decode(&words(&[first_word(Kind::Fork), 5])),
+            Ok(Record::Fork(header(Kind::Fork)))
+        );
+        assert_eq!(
+            Record::decode(&words(&[first_word(Kind::Doubt), 5, 6])),
+            Ok(Record::Doubt(DoubtRecord { header: header(Kind::Doubt), addr: 6 }))
         );
     }
 

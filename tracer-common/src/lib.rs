@@ -1,7 +1,7 @@
 //! What the kernel side and the user side of memtrace agree on, and the pure arithmetic that both run.
 //!
 //! Nothing here does I/O. The eBPF program and the collector share the records ([`event`]), the probe
-//! table and its attach cookies ([`probe`]), the counters of everything that can be lost ([`counter`])
+//! table and its attach cookies ([`probe`]), the counters of everything that can be lost ([`counter`]), the marks of lost frees ([`lost`])
 //! and the stack walk ([`native`]), which is generic over [`memory::ReadMemory`] so that the code that
 //! runs in the kernel is the code under unit test.
 #![no_std]
@@ -13,6 +13,7 @@ extern crate std;
 pub mod config;
 pub mod counter;
 pub mod event;
+pub mod lost;
 pub mod memory;
 pub mod native;
 pub mod probe;

@@ -27,6 +27,15 @@ pub enum Action {
     Unmap,
     /// `mremap`: argument 1 bytes at argument 0 become argument 2 bytes.
     Remap,
+    /// `xallocx`: the block in argument 0 is to have the size in argument 1 where it is; the result is
+    /// the size that it has then.
+    ResizeInPlace,
+    /// `sbrk`: the program break moves by argument 0.
+    MoveBreak,
+    /// `brk`: the program break becomes argument 0.
+    SetBreak,
+    /// `__cxa_throw`: leaves the calls that the thread is in without their returning.
+    Throw,
 }
 
 /// Where an allocating function puts the address.
@@ -137,6 +146,18 @@ functions! {
     PyObjectCalloc "PyObject_Calloc" PyObject product(0, 1);
     PyObjectRealloc "PyObject_Realloc" PyObject Action::Resize { size: 1, count: None };
     PyObjectFree "PyObject_Free" PyObject Action::Release;
+    Mallocx "mallocx" Malloc plain(0);
+    Rallocx "rallocx" Malloc Action::Resize { size: 1, count: None };
+    Xallocx "xallocx" Malloc Action::ResizeInPlace;
+    Dallocx "dallocx" Malloc Action::Release;
+    Sdallocx "sdallocx" Malloc Action::Release;
+    FreeSized "free_sized" Malloc Action::Release;
+    FreeAlignedSized "free_aligned_sized" Malloc Action::Release;
+    OperatorNew "_Znwm" Malloc plain(0);
+    OperatorDelete "_ZdlPv" Malloc Action::Release;
+    Sbrk "sbrk" Mmap Action::MoveBreak;
+    Brk "brk" Mmap Action::SetBreak;
+    CxaThrow "__cxa_throw" Malloc Action::Throw;
 }
 
 impl Function {
@@ -145,12 +166,31 @@ impl Function {
         Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
     }
 
-    /// Whether leaving the function must be seen: to learn its result, or to know until when the
-    /// traced functions that it calls belong to it. The C library's `free` calls none that counts:
-    /// the memory it unmaps was mapped inside an allocating call.
-    pub const fn needs_return_probe(self) -> bool {
-        !matches!(self, Self::Free)
+    /// How the end of a call is seen.
+    ///
+    /// A return probe puts another return address in place of the caller's, and a C++ exception that
+    /// passes it ends the process; so a function that may throw is probed at its `ret` instructions. The C
+    /// library's `free` calls no traced function that counts (the memory that it unmaps was mapped inside
+    /// an allocating call), and its end does not matter.
+    pub const fn ending(self) -> Ending {
+        match self {
+            Self::Free | Self::CxaThrow => Ending::Unseen,
+            Self::OperatorNew => Ending::AtRet,
+            _ => Ending::ReturnProbe,
+        }
     }
+}
+
+/// How the end of a call is seen: to learn its result, or until when the traced functions that it calls
+/// belong to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is not.
+    Unseen,
+    /// By a return probe.
+    ReturnProbe,
+    /// By probes on the `ret` instructions.
+    AtRet,
 }
 
 const NO_ARGUMENT: u64 = 15;
@@ -167,7 +207,10 @@ const NO_ARGUMENT: u64 = 15;
 /// | 33 | failure is `MAP_FAILED`, not null; only anonymous mappings count |
 /// | 34 | argument 1 is the length of the old memory |
 /// | 35 | the address of the old memory is argument 0 |
-/// | 36 | a return probe ends the call |
+/// | 36 | the end of the call is seen |
+/// | 37 | the function may throw: it has no return probe, its end is seen at its `ret` instructions |
+/// | 38 | the block stays where it is; the result is its new size |
+/// | 39 | argument 0 is the new program break, not by how much it moves |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
 
@@ -188,13 +231,21 @@ impl Cookie {
             Action::Map => (1, None, 0b0010),
             Action::Unmap => (NO_ARGUMENT, None, 0b1110),
             Action::Remap => (2, None, 0b1110),
+            Action::ResizeInPlace => (1, None, 0b100_1000),
+            Action::MoveBreak => (0, None, 0b0010),
+            Action::SetBreak => (0, None, 0b1000_0010),
+            Action::Throw => (NO_ARGUMENT, None, 0),
         };
         let count = match count {
             Some(count) => count as u64,
             None => NO_ARGUMENT,
         };
-        let ends = function.needs_return_probe() as u64;
-        Self(function as u64 | (target as u64) << 8 | size << 24 | count << 28 | flags << 32 | ends << 36)
+        let ending = match function.ending() {
+            Ending::Unseen => 0,
+            Ending::ReturnProbe => 0b01,
+            Ending::AtRet => 0b11,
+        };
+        Self(function as u64 | (target as u64) << 8 | size << 24 | count << 28 | flags << 32 | ending << 36)
     }
 
     /// The function's number.
@@ -237,9 +288,24 @@ impl Cookie {
         self.0 >> 35 & 1 != 0
     }
 
-    /// Whether a return probe ends the call.
-    pub const fn has_return_probe(self) -> bool {
+    /// Whether the end of the call is seen.
+    pub const fn has_end(self) -> bool {
         self.0 >> 36 & 1 != 0
+    }
+
+    /// Whether the function may throw, and its end is seen at its `ret` instructions.
+    pub const fn may_throw(self) -> bool {
+        self.0 >> 37 & 1 != 0
+    }
+
+    /// Whether the block stays where it is, and the result is its new size.
+    pub const fn in_place(self) -> bool {
+        self.0 >> 38 & 1 != 0
+    }
+
+    /// Whether argument 0 is the new program break itself.
+    pub const fn sets_break(self) -> bool {
+        self.0 >> 39 & 1 != 0
     }
 }
 
@@ -274,18 +340,27 @@ mod tests {
                 Action::Allocate { size, count, .. } | Action::Resize { size, count } => (Some(size), count),
                 Action::Map => (Some(1), None),
                 Action::Remap => (Some(2), None),
-                Action::Release | Action::Unmap => (None, None),
+                Action::Release | Action::Unmap | Action::Throw => (None, None),
+                Action::ResizeInPlace => (Some(1), None),
+                Action::MoveBreak | Action::SetBreak => (Some(0), None),
             };
             assert_eq!((cookie.size_argument(), cookie.count_argument()), (size, count), "{function:?}");
             let old = matches!(
                 function.action(),
-                Action::Release | Action::Resize { .. } | Action::Unmap | Action::Remap
+                Action::Release
+                    | Action::Resize { .. }
+                    | Action::ResizeInPlace
+                    | Action::Unmap
+                    | Action::Remap
             );
             assert_eq!(cookie.has_old(), old);
             assert_eq!(cookie.is_mapping(), function.domain() == Domain::Mmap);
             assert_eq!(cookie.has_old_length(), matches!(function.action(), Action::Unmap | Action::Remap));
             assert_eq!(cookie.out_pointer(), *function == Function::PosixMemalign);
-            assert_eq!(cookie.has_return_probe(), *function != Function::Free);
+            assert_eq!(cookie.has_end(), !matches!(function, Function::Free | Function::CxaThrow));
+            assert_eq!(cookie.may_throw(), *function == Function::OperatorNew);
+            assert_eq!(cookie.in_place(), *function == Function::Xallocx);
+            assert_eq!(cookie.sets_break(), *function == Function::Brk);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tracer_common::event::{
-    AllocateRecord, Header, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
+    AllocateRecord, DoubtRecord, Header, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
 };
 
 /// What happened in the target, in the order in which it happened. Live tracing and a recording give the same.
@@ -20,6 +20,10 @@ pub enum Event {
     Stack(RawStack),
     /// The target called `exec`.
     Exec(Header),
+    /// The target forked a process that has a copy of its memory.
+    Fork(Header),
+    /// A block may have been freed unseen.
+    Doubt(DoubtRecord),
 }
 
 /// Return addresses as taken in the kernel.

@@ -39,6 +39,8 @@ fn event(record: Record<'_>) -> Event {
             Event::Stack(RawStack { header, id, end, return_addrs: frames.iter().collect() })
         }
         Record::Exec(header) => Event::Exec(header),
+        Record::Fork(header) => Event::Fork(header),
+        Record::Doubt(record) => Event::Doubt(record),
     }
 }
 
@@ -56,7 +58,8 @@ impl Event {
             Self::ReplaceBegin(record) => &record.header,
             Self::ReplaceEnd(record) => &record.header,
             Self::Stack(stack) => &stack.header,
-            Self::Exec(header) => header,
+            Self::Doubt(record) => &record.header,
+            Self::Exec(header) | Self::Fork(header) => header,
         }
     }
 }

@@ -89,7 +89,7 @@ impl Ledger {
             Event::Release(record) => self.release(record),
             Event::ReplaceBegin(record) => self.replace_begin(record),
             Event::ReplaceEnd(record) => self.replace_end(record),
-            Event::Stack(_) | Event::Exec(_) => {}
+            Event::Stack(_) | Event::Exec(_) | Event::Fork(_) | Event::Doubt(_) => {}
         }
     }
 

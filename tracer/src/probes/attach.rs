@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use aya::programs::ProgramError;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use thiserror::Error;
-use tracer_common::probe::{Action, Cookie, Function};
+use tracer_common::probe::{Action, Cookie, Ending, Function};
 
 use super::kernel::{Kernel, KernelError};
 use super::multi::Sites;
@@ -52,7 +52,9 @@ fn arguments_read(function: Function) -> u8 {
         Action::Allocate { size, count, .. } | Action::Resize { size, count } => {
             size.max(count.unwrap_or(0)) + 1
         }
-        Action::Release => 1,
+        Action::Release | Action::MoveBreak | Action::SetBreak => 1,
+        Action::ResizeInPlace => 2,
+        Action::Throw => 0,
         Action::Unmap => 2,
         Action::Remap => 3,
         // The flags tell anonymous mappings from others.
@@ -94,9 +96,9 @@ impl Hook {
         let (exit, enter) = match function.action() {
             Action::Allocate { .. } | Action::Map => (Self::AllocateExit, Self::AllocateEnter),
             Action::Release => (Self::ReleaseExit, Self::ReleaseEnter),
-            Action::Resize { .. } | Action::Unmap | Action::Remap => (Self::ReplaceExit, Self::ReplaceEnter),
+            _ => (Self::ReplaceExit, Self::ReplaceEnter),
         };
-        function.needs_return_probe().then_some(exit).into_iter().chain([enter])
+        (function.ending() == Ending::ReturnProbe).then_some(exit).into_iter().chain([enter])
     }
 }
 

@@ -108,6 +108,8 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
         Record::ReplaceEnd(_) => "replace-end",
         Record::Stack { .. } => "stack",
         Record::Exec(_) => "exec",
+        Record::Fork(_) => "fork",
+        Record::Doubt(_) => "doubt",
     };
     write!(out, "  {time} {name} target={target} tid={tid}")?;
     match Function::from_number(function) {
@@ -132,7 +134,8 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
             write!(out, " id={id:#x} end={end:?}")?;
             frames.iter().try_for_each(|addr| write!(out, " {addr:#x}"))?;
         }
-        Record::Exec(_) => {}
+        Record::Doubt(record) => write!(out, " addr={:#x}", record.addr)?,
+        Record::Exec(_) | Record::Fork(_) => {}
     }
     writeln!(out)
 }

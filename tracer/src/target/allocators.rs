@@ -36,6 +36,9 @@ pub struct ProbeSite {
     pub also: Vec<Function>,
     /// Its first bytes, at most 256.
     pub code: Vec<u8>,
+    /// Offsets in the file of the `ret` instructions that end a call, for functions that have no return
+    /// probe ([`tracer_common::probe::Ending::AtRet`]); empty for others.
+    pub ret_offsets: Vec<u64>,
 }
 
 /// A module that the target maps now, in the order of the addresses.
@@ -125,6 +128,7 @@ impl Chosen {
             size: found.symbol.size,
             also: Vec::new(),
             code: found.code.clone(),
+            ret_offsets: Vec::new(),
         });
         Ok(())
     }
