@@ -4,14 +4,27 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use tracer_common::counter::Counter;
 
-use crate::maps::COUNTERS;
+use crate::maps::{COUNTERS, HITS};
 
 /// Adds one to `counter`.
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(cell) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the cell is an aligned u64 in a map, which lives as long as the program.
-        // The intrinsic, since core hides `fetch_add` on a target without compare-and-swap.
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(cell, 1) };
+        add_one(cell);
     }
+}
+
+/// Adds one to the hits.
+#[inline(always)]
+pub fn count_hit() {
+    if let Some(cell) = HITS.get_ptr_mut(0) {
+        add_one(cell);
+    }
+}
+
+#[inline(always)]
+fn add_one(cell: *mut u64) {
+    // SAFETY: the cell is an aligned u64 in a map, which lives as long as the program.
+    // The intrinsic, since core hides `fetch_add` on a target without compare-and-swap.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(cell, 1) };
 }

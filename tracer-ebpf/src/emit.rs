@@ -2,10 +2,13 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output};
 use tracer_common::counter::Counter;
-use tracer_common::event::{AllocateRecord, Header, Kind, STACK_RECORD_FIXED_BYTES, StackRecord};
+use tracer_common::event::{
+    AllocateRecord, Header, Kind, NO_STACK, ReplaceEndRecord, STACK_RECORD_FIXED_BYTES, StackRecord,
+};
 use tracer_common::probe::Cookie;
 
 use crate::counters::count;
+use crate::lost;
 use crate::maps::EVENTS;
 use crate::state::ThreadState;
 
@@ -22,15 +25,26 @@ pub fn header(kind: Kind, cookie: Cookie) -> Header {
     }
 }
 
-/// Sends one record of fixed size; counts it as `lost` when the ring is full.
+/// Sends one record of fixed size; counts it as `lost` when the ring is full, and tells.
 #[inline(always)]
-pub fn emit<T: 'static>(record: T, lost: Counter) {
+pub fn emit<T: 'static>(record: T, lost: Counter) -> bool {
+    let is_sent = try_emit(record);
+    if !is_sent {
+        count(lost);
+    }
+    is_sent
+}
+
+/// Sends one record whose loss does not matter to the figures; tells whether there was room.
+#[inline(always)]
+pub fn try_emit<T: 'static>(record: T) -> bool {
     match EVENTS.reserve::<T>(0) {
         Some(mut slot) => {
             slot.write(record);
             slot.submit(0);
+            true
         }
-        None => count(lost),
+        None => false,
     }
 }
 
@@ -44,6 +58,21 @@ pub fn emit_allocation(cookie: Cookie, addr: u64, state: &ThreadState) {
         stack: state.stack_id,
     };
     emit(record, Counter::AllocationLost);
+}
+
+/// Sends that the memory from `addr` on is gone, by a call whose begin was sent.
+#[inline(always)]
+pub fn emit_release(cookie: Cookie, addr: u64) {
+    let record = ReplaceEndRecord {
+        header: header(Kind::ReplaceEnd, cookie),
+        addr: 0,
+        size_bytes: 0,
+        stack: NO_STACK,
+        released_addr: addr,
+    };
+    if !emit(record, Counter::ReplaceLost) {
+        lost::mark(cookie, addr);
+    }
 }
 
 /// Sends a new stack; false when the ring is full.

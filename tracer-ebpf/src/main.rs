@@ -6,6 +6,7 @@
 
 mod counters;
 mod emit;
+mod lost;
 mod maps;
 mod probes;
 mod stack;

@@ -1,11 +1,12 @@
 //! Every map: who writes it, its size, and what happens when it is full.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
-use tracer_common::config::Config;
+use tracer_common::config::{Config, TargetEntry};
 use tracer_common::counter::Counter;
 use tracer_common::event::Stack;
+use tracer_common::lost;
 use tracer_common::native::CallSite;
 
 use crate::state::ThreadState;
@@ -46,9 +47,17 @@ pub static STACKS: HashMap<u64, Stack> = HashMap::with_max_entries(65_536, BPF_F
 #[map]
 pub static CALL_SITES: HashMap<u64, CallSite> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
 
-/// Process ids of the targets, written by user space; the value is the target's index.
+/// The targets by process id, written by user space.
 #[map]
-pub static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
+pub static TARGETS: HashMap<u32, TargetEntry> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// When a free was last lost, `CLOCK_MONOTONIC` nanoseconds, by [`lost::cell`]. Mapped by user space.
+#[map]
+pub static LOST_FREES: Array<u64> = Array::with_max_entries(lost::CELLS, BPF_F_MMAPABLE);
+
+/// Hits of `count_hit`, by which user space measures the rate of calls before it traces them.
+#[map]
+pub static HITS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// One cell per [`Counter`], added to atomically.
 #[map]

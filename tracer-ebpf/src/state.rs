@@ -12,6 +12,9 @@ pub struct ThreadState {
     pub caller: u64,
     /// The function's number.
     pub function: u64,
+    /// Whether the function may throw: its return address stays in place, and it may be left by an
+    /// exception.
+    pub may_throw: u64,
     /// Bytes asked for.
     pub size_bytes: u64,
     /// Address of the memory that the call gives back; 0 where there is none.

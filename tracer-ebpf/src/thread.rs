@@ -12,6 +12,7 @@ use tracer_common::native::Registers;
 use tracer_common::probe::Cookie;
 
 use crate::counters::count;
+use crate::lost;
 use crate::maps::{IDLE_THREAD, THREADS};
 use crate::state::ThreadState;
 
@@ -30,14 +31,20 @@ fn current_tid() -> u32 {
 ///
 /// An inner call lies deeper on the stack. At the very same depth it is either a tail call, whose return
 /// address was already replaced by the return probe, or a new call from the same place after the return
-/// of the old one was never seen; the return address tells the two apart.
+/// of the old one was never seen; the return address tells the two apart. A function that may throw keeps
+/// its return address; where that is gone, it was left by an exception.
 #[inline(always)]
 fn is_inner(state: &ThreadState, sp: u64) -> bool {
     if state.entry_sp == 0 || sp > state.entry_sp {
         return false;
     }
+    let may_throw = state.may_throw != 0;
+    if sp < state.entry_sp && !may_throw {
+        return true;
+    }
     // SAFETY: a user read may fail; it touches no memory of ours.
-    sp < state.entry_sp || unsafe { bpf_probe_read_user(sp as *const u64) } != Ok(state.caller)
+    let is_in_place = unsafe { bpf_probe_read_user(state.entry_sp as *const u64) } == Ok(state.caller);
+    if sp == state.entry_sp { !is_in_place } else { is_in_place }
 }
 
 /// Whether the current thread is inside a traced call at `sp`.
@@ -50,9 +57,15 @@ pub fn inside_traced_call(sp: u64) -> bool {
     }
 }
 
-/// Begins an outermost call. `None` when the call belongs to another, or cannot be followed.
+/// Begins an outermost call, which gives back `released` or, with 0, nothing. `None` when the call belongs
+/// to another, or cannot be followed.
 #[inline(always)]
-pub fn begin<C: EbpfContext>(context: &C, cookie: Cookie, sp: u64) -> Option<&'static mut ThreadState> {
+pub fn begin<C: EbpfContext>(
+    context: &C,
+    cookie: Cookie,
+    sp: u64,
+    released: u64,
+) -> Option<&'static mut ThreadState> {
     let tid = current_tid();
     let state = match THREADS.get_ptr_mut(tid) {
         Some(state) => state,
@@ -61,6 +74,9 @@ pub fn begin<C: EbpfContext>(context: &C, cookie: Cookie, sp: u64) -> Option<&'s
             // SAFETY: the only element of an array map.
             if THREADS.insert(tid, unsafe { &*idle }, 0).is_err() {
                 count(Counter::ThreadMapFull);
+                if released != 0 {
+                    lost::mark(cookie, released);
+                }
                 debug!(context, "thread map is full: call of thread {} not traced", tid);
                 return None;
             }
@@ -72,7 +88,7 @@ pub fn begin<C: EbpfContext>(context: &C, cookie: Cookie, sp: u64) -> Option<&'s
     if is_inner(state, sp) {
         return None;
     }
-    if state.entry_sp != 0 {
+    if state.entry_sp != 0 && state.may_throw == 0 {
         count(Counter::ReturnLost);
         debug!(context, "thread {} never returned from function {}", tid, state.function);
     }
@@ -80,6 +96,7 @@ pub fn begin<C: EbpfContext>(context: &C, cookie: Cookie, sp: u64) -> Option<&'s
     state.caller = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
     state.entry_sp = sp;
     state.function = cookie.function() as u64;
+    state.may_throw = cookie.may_throw() as u64;
     // One by one: the compiler would call a byte-wise memset.
     // SAFETY: fields of a live reference.
     unsafe {
@@ -100,17 +117,33 @@ pub fn end(cookie: Cookie, sp: u64) -> Option<&'static ThreadState> {
     if state.entry_sp == 0 || sp < state.entry_sp + 8 {
         return None;
     }
+    let may_throw = state.may_throw != 0;
     if sp > state.entry_sp + 8 {
         // A frame further out returned: the call in `state` was left without returning.
         state.entry_sp = 0;
-        count(Counter::ReturnLost);
+        if !may_throw {
+            count(Counter::ReturnLost);
+        }
         return None;
     }
-    if state.function != cookie.function() as u64 {
+    // Functions that may throw share the code at their ends, with others too.
+    if may_throw != cookie.may_throw() || (!may_throw && state.function != cookie.function() as u64) {
         return None;
     }
     state.entry_sp = 0;
     Some(state)
+}
+
+/// An exception leaves the call that the thread is in, where that is one that it can leave.
+#[inline(always)]
+pub fn abandon() {
+    if let Some(state) = THREADS.get_ptr_mut(current_tid()) {
+        // SAFETY: the entry is written by this thread's own programs alone, and they do not nest.
+        let state = unsafe { &mut *state };
+        if state.may_throw != 0 {
+            state.entry_sp = 0;
+        }
+    }
 }
 
 /// Forgets an exiting thread.

@@ -1,14 +1,22 @@
 //! The programs. Which function a probe sits on, and where its arguments are, is in the attach cookie.
+//!
+//! A call that is followed to its end has two programs, `<action>_enter` and `<action>_exit`, and for
+//! kernels with uprobe sessions (6.13) a third, plain `<action>`, that is both: there the entry decides
+//! whether the return is trapped at all, so that calls which belong to another cost one trap less.
 
 mod allocate;
+mod idle;
+mod move_break;
 mod process;
 mod release;
 mod replace;
+mod throw;
 
 use core::ptr::read_volatile;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::bpf_get_attach_cookie;
+use aya_ebpf::bindings::pt_regs;
+use aya_ebpf::helpers::{bpf_get_attach_cookie, bpf_get_func_ip};
 use aya_ebpf::programs::ProbeContext;
 use tracer_common::probe::Cookie;
 
@@ -22,6 +30,27 @@ const FIRST_ERROR: u64 = -4095_i64 as u64;
 fn cookie<C: EbpfContext>(context: &C) -> Cookie {
     // SAFETY: the context is the one that the kernel passed.
     Cookie(unsafe { bpf_get_attach_cookie(context.as_ptr()) })
+}
+
+/// Whether a session's program runs at the return of the function: at its entry the instruction pointer is
+/// the probed address itself.
+#[inline(always)]
+fn is_return(context: &ProbeContext) -> bool {
+    // SAFETY: the context is the one that the kernel passed.
+    unsafe { bpf_get_func_ip(context.as_ptr()) != read_volatile(&raw const (*context.regs).rip) }
+}
+
+/// What a session's program answers at an entry: 0 to be run again at the return, 1 not to be.
+#[inline(always)]
+fn follow(is_followed: bool) -> u32 {
+    u32::from(!is_followed)
+}
+
+/// What the function returned, at its return.
+#[inline(always)]
+fn returned(regs: *const pt_regs) -> u64 {
+    // SAFETY: the context is the one that the kernel passed.
+    unsafe { read_volatile(&raw const (*regs).rax) }
 }
 
 /// Integer argument `number` of the probed function; 0 to 3.

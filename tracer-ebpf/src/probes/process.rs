@@ -1,4 +1,4 @@
-//! Life of the targets: a thread that ends, an `exec`.
+//! Life of the targets: a thread that ends, an `exec`, a `fork`.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -9,7 +9,7 @@ use tracer_common::counter::Counter;
 use tracer_common::event::{Header, Kind};
 use tracer_common::probe::{Cookie, Function};
 
-use crate::emit::{emit, header};
+use crate::emit::{emit, header, try_emit};
 use crate::maps::TARGETS;
 use crate::thread;
 
@@ -29,7 +29,23 @@ pub fn process_exec(context: RawTracePointContext) -> i32 {
     thread::forget_current();
     debug!(&context, "process {} called exec", tgid);
     let _ = context.as_ptr();
-    let header: Header = header(Kind::Exec, Cookie::new(Function::None, *target as u16));
+    let header: Header = header(Kind::Exec, Cookie::new(Function::None, target.index as u16));
     emit(header, Counter::ReplaceLost);
+    0
+}
+
+/// `CLONE_VM` of linux/sched.h: the new task shares its maker's memory.
+const CLONE_VM: u64 = 0x100;
+
+/// Tells user space that a target has made a process with a copy of its memory, traps included.
+#[raw_tracepoint(tracepoint = "task_newtask")]
+pub fn process_fork(context: RawTracePointContext) -> i32 {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: targets are written before programs are attached.
+    let Some(target) = (unsafe { TARGETS.get(tgid) }) else { return 0 };
+    if context.arg::<u64>(1) & CLONE_VM == 0 {
+        let header: Header = header(Kind::Fork, Cookie::new(Function::None, target.index as u16));
+        try_emit(header);
+    }
     0
 }

@@ -5,33 +5,52 @@ use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_common::counter::Counter;
 use tracer_common::event::{Kind, ReleaseRecord};
 
-use super::{argument, cookie};
+use super::{argument, cookie, follow, is_return};
 use crate::emit::{emit, header};
-use crate::thread;
+use crate::{lost, thread};
 
-/// Sends the free.
+/// At the entry.
 #[uprobe]
 pub fn release_enter(context: ProbeContext) -> u32 {
-    let addr = argument(&context, 0);
-    if addr == 0 {
-        return 0;
-    }
-    let cookie = cookie(&context);
-    let sp = thread::registers(context.regs).sp;
-    if cookie.has_return_probe() {
-        if thread::begin(&context, cookie, sp).is_none() {
-            return 0;
-        }
-    } else if thread::inside_traced_call(sp) {
-        return 0;
-    }
-    emit(ReleaseRecord { header: header(Kind::Release, cookie), addr }, Counter::FreeLost);
+    enter(&context);
     0
 }
 
-/// From here on a free is the program's own again.
+/// At the return: from here on a free is the program's own again.
 #[uretprobe]
 pub fn release_exit(context: RetProbeContext) -> u32 {
     thread::end(cookie(&context), thread::registers(context.regs).sp);
     0
+}
+
+/// At both, in a session.
+#[uprobe]
+pub fn release(context: ProbeContext) -> u32 {
+    if is_return(&context) {
+        thread::end(cookie(&context), thread::registers(context.regs).sp);
+        return 0;
+    }
+    follow(enter(&context))
+}
+
+/// Sends the free; tells whether the return matters.
+#[inline(always)]
+fn enter(context: &ProbeContext) -> bool {
+    let addr = argument(context, 0);
+    if addr == 0 {
+        return false;
+    }
+    let cookie = cookie(context);
+    let sp = thread::registers(context.regs).sp;
+    if cookie.has_end() {
+        if thread::begin(context, cookie, sp, addr).is_none() {
+            return false;
+        }
+    } else if thread::inside_traced_call(sp) {
+        return false;
+    }
+    if !emit(ReleaseRecord { header: header(Kind::Release, cookie), addr }, Counter::FreeLost) {
+        lost::mark(cookie, addr);
+    }
+    cookie.has_end()
 }

@@ -1,58 +1,90 @@
-//! `realloc` and its kin, `mremap`, `munmap`: whether the old memory goes is known at the return only,
-//! and by then another thread may own its address. So both ends are sent.
+//! `realloc` and its kin, `xallocx`, `mremap`, `munmap`: whether the old memory goes is known at the return
+//! only, and by then another thread may own its address. So both ends are sent.
 
 use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_common::counter::Counter;
 use tracer_common::event::{Kind, ReplaceBeginRecord, ReplaceEndRecord};
+use tracer_common::probe::Cookie;
 
-use super::{FIRST_ERROR, argument, cookie, size_bytes, size_is_wanted};
+use super::{FIRST_ERROR, argument, cookie, follow, is_return, returned, size_bytes, size_is_wanted};
 use crate::emit::{emit, emit_allocation, header};
-use crate::{stack, thread};
+use crate::{lost, stack, thread};
 
-/// Sends what may go.
+/// At the entry.
 #[uprobe]
 pub fn replace_enter(context: ProbeContext) -> u32 {
-    let cookie = cookie(&context);
+    enter(&context);
+    0
+}
+
+/// At the return.
+#[uretprobe]
+pub fn replace_exit(context: RetProbeContext) -> u32 {
+    exit(cookie(&context), returned(context.regs), thread::registers(context.regs).sp);
+    0
+}
+
+/// At both, in a session.
+#[uprobe]
+pub fn replace(context: ProbeContext) -> u32 {
+    if is_return(&context) {
+        exit(cookie(&context), returned(context.regs), thread::registers(context.regs).sp);
+        return 0;
+    }
+    follow(enter(&context))
+}
+
+/// Sends what may go; tells whether the return matters.
+#[inline(always)]
+fn enter(context: &ProbeContext) -> bool {
+    let cookie = cookie(context);
     let registers = thread::registers(context.regs);
-    let Some(state) = thread::begin(&context, cookie, registers.sp) else { return 0 };
-    state.size_bytes = size_bytes(&context, cookie);
-    state.old_addr = argument(&context, 0);
+    let old_addr = argument(context, 0);
+    let Some(state) = thread::begin(context, cookie, registers.sp, old_addr) else { return false };
+    state.size_bytes = size_bytes(context, cookie);
+    state.old_addr = old_addr;
     if cookie.size_argument().is_some() && size_is_wanted(state.size_bytes) {
-        stack::take(&context, cookie, registers, state);
+        stack::take(context, cookie, registers, state);
     }
     if state.old_addr != 0 {
         let record = ReplaceBeginRecord {
             header: header(Kind::ReplaceBegin, cookie),
             addr: state.old_addr,
-            length_bytes: if cookie.has_old_length() { argument(&context, 1) } else { 0 },
+            length_bytes: if cookie.has_old_length() { argument(context, 1) } else { 0 },
         };
         emit(record, Counter::ReplaceLost);
     }
-    0
+    true
 }
 
 /// Sends what became of it.
-#[uretprobe]
-pub fn replace_exit(context: RetProbeContext) -> u32 {
-    let cookie = cookie(&context);
-    let Some(state) = thread::end(cookie, thread::registers(context.regs).sp) else { return 0 };
-    let returned: u64 = context.ret();
+#[inline(always)]
+fn exit(cookie: Cookie, returned: u64, sp: u64) {
+    let Some(state) = thread::end(cookie, sp) else { return };
     let unmaps = cookie.is_mapping() && cookie.size_argument().is_none();
     let failed = if unmaps {
         returned as u32 != 0
     } else if cookie.is_mapping() {
         returned >= FIRST_ERROR
+    } else if cookie.in_place() {
+        returned < state.size_bytes
     } else {
         // realloc(p, 0) frees p and returns null.
         returned == 0 && state.size_bytes != 0
     };
-    let addr = if failed || unmaps { 0 } else { returned };
+    let addr = if failed || unmaps {
+        0
+    } else if cookie.in_place() {
+        state.old_addr
+    } else {
+        returned
+    };
     if state.old_addr == 0 {
         if addr != 0 && size_is_wanted(state.size_bytes) {
             emit_allocation(cookie, addr, state);
         }
-        return 0;
+        return;
     }
     let record = ReplaceEndRecord {
         header: header(Kind::ReplaceEnd, cookie),
@@ -61,6 +93,7 @@ pub fn replace_exit(context: RetProbeContext) -> u32 {
         stack: state.stack_id,
         released_addr: if failed { 0 } else { state.old_addr },
     };
-    emit(record, Counter::ReplaceLost);
-    0
+    if !emit(record, Counter::ReplaceLost) && !failed {
+        lost::mark(cookie, state.old_addr);
+    }
 }

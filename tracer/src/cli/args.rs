@@ -81,13 +81,19 @@ pub struct TraceArgs {
     /// Exit with 5 when a larger share of events was lost
     #[arg(long, value_name = "PCT", value_parser = values::percent)]
     pub max_loss: Option<f64>,
-    /// Size of the ring buffer between kernel and memtrace; a power of two
-    #[arg(long, value_name = "BYTES", value_parser = values::size_bytes, default_value = "64MiB")]
-    pub ring_size: u64,
+    /// Size of the ring buffer between kernel and memtrace; a power of two [default: by the rate of calls]
+    #[arg(long, value_name = "BYTES", value_parser = values::size_bytes)]
+    pub ring_size: Option<u64>,
+    /// Most distinct stacks to keep apart [default: by the rate of calls, at least 65536]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_stacks: Option<u32>,
     /// Hold each probe by a kernel link of its own, as on kernels before 6.10: forked children of the target
     /// are not slowed, but detaching takes a tenth of a second per probe
     #[arg(long)]
     pub single_links: bool,
+    /// Place probes that do nothing: what traps cost by themselves, for `cargo xtask bench`
+    #[arg(long, hide = true)]
+    pub empty_probes: bool,
     /// Less on standard error
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,

@@ -10,6 +10,7 @@ use tracer_common::probe::Domain;
 use super::args::{OutputArgs, TraceArgs};
 use crate::exit::{Code, Failure};
 use crate::ledger::SizeLimits;
+use crate::probes::hooks::Purpose;
 use crate::report::{Filter, Format};
 
 /// What to trace.
@@ -42,10 +43,14 @@ pub struct TracePlan {
     pub ready_fd: Option<i32>,
     /// Largest share of lost events for exit code 0, percent.
     pub max_loss_pct: Option<f64>,
-    /// Size of the ring buffer, a power of two.
-    pub ring_bytes: u32,
+    /// Size of the ring buffer, a power of two; `None` = by the rate of calls.
+    pub ring_bytes: Option<u32>,
+    /// Most distinct stacks; `None` = by the rate of calls.
+    pub max_stacks: Option<u32>,
     /// Hold each probe by a link of its own.
     pub single_links: bool,
+    /// What the probes are for.
+    pub purpose: Purpose,
     /// No progress on standard error.
     pub quiet: bool,
 }
@@ -91,10 +96,7 @@ impl TracePlan {
         if limits.min_bytes > limits.max_bytes {
             return Err(Failure::usage("--min-size is larger than --max-size"));
         }
-        let ring_bytes = u32::try_from(args.ring_size)
-            .ok()
-            .filter(|bytes| bytes.is_power_of_two() && *bytes >= 4096)
-            .ok_or_else(|| Failure::usage("--ring-size is a power of two from 4KiB to 2GiB"))?;
+        let ring_bytes = args.ring_size.map(ring_bytes).transpose()?;
         Ok(Self {
             subject: if args.target_command.is_empty() {
                 Subject::Pids(args.pids)
@@ -110,7 +112,9 @@ impl TracePlan {
             ready_fd: args.ready_fd,
             max_loss_pct: args.max_loss,
             ring_bytes,
+            max_stacks: args.max_stacks,
             single_links: args.single_links,
+            purpose: if args.empty_probes { Purpose::Measure } else { Purpose::Trace },
             quiet: args.quiet,
         })
     }
@@ -146,6 +150,13 @@ impl OutputPlan {
             force: args.force,
         })
     }
+}
+
+fn ring_bytes(asked: u64) -> Result<u32, Failure> {
+    u32::try_from(asked)
+        .ok()
+        .filter(|bytes| bytes.is_power_of_two() && *bytes >= 4096)
+        .ok_or_else(|| Failure::usage("--ring-size is a power of two from 4KiB to 2GiB"))
 }
 
 /// Whether a path names a recording.

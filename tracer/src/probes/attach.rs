@@ -1,6 +1,6 @@
 //! Placing probes in a process, and taking them away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::File;
 use std::num::NonZeroU32;
@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use aya::programs::ProgramError;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use thiserror::Error;
-use tracer_common::probe::{Action, Cookie, Ending, Function};
+use tracer_common::probe::{Action, Cookie, Function};
 
+use super::hooks::{Hook, Purpose};
 use super::kernel::{Kernel, KernelError};
 use super::multi::Sites;
 use super::placement::{KernelNops, Placement, place};
@@ -62,51 +63,13 @@ fn arguments_read(function: Function) -> u8 {
     }
 }
 
-/// One of the programs that sit on functions, in the order in which they are attached: the returns, which
-/// do nothing without an entry, then the frees, then the allocations. At no moment is an allocation seen
-/// whose free would not be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Hook {
-    AllocateExit,
-    ReleaseExit,
-    ReplaceExit,
-    ReleaseEnter,
-    ReplaceEnter,
-    AllocateEnter,
-}
-
-impl Hook {
-    const fn program(self) -> &'static str {
-        match self {
-            Self::AllocateExit => "allocate_exit",
-            Self::ReleaseExit => "release_exit",
-            Self::ReplaceExit => "replace_exit",
-            Self::ReleaseEnter => "release_enter",
-            Self::ReplaceEnter => "replace_enter",
-            Self::AllocateEnter => "allocate_enter",
-        }
-    }
-
-    const fn at_return(self) -> bool {
-        matches!(self, Self::AllocateExit | Self::ReleaseExit | Self::ReplaceExit)
-    }
-
-    /// The hooks of a function: at its return, where that is needed, and at its entry.
-    fn of(function: Function) -> impl Iterator<Item = Self> {
-        let (exit, enter) = match function.action() {
-            Action::Allocate { .. } | Action::Map => (Self::AllocateExit, Self::AllocateEnter),
-            Action::Release => (Self::ReleaseExit, Self::ReleaseEnter),
-            _ => (Self::ReplaceExit, Self::ReplaceEnter),
-        };
-        (function.ending() == Ending::ReturnProbe).then_some(exit).into_iter().chain([enter])
-    }
-}
-
 /// Attached probes. Dropping it takes them away, the last first.
 #[derive(Default)]
 pub struct Links {
     links: Vec<Link>,
-    placed: Vec<FileOffset>,
+    placed: BTreeSet<FileOffset>,
+    /// Offsets probed by links of many probes, by the path that leads to the file.
+    many: BTreeMap<String, Vec<u64>>,
 }
 
 /// What holds probes in place. Only ever dropped.
@@ -127,13 +90,15 @@ pub struct Skipped {
     pub reason: String,
 }
 
-/// A process to attach to: its id and its index in the session.
+/// A process to attach to.
 #[derive(Clone, Copy, Debug)]
 pub struct Attachee {
     /// Process id.
     pub tgid: u32,
     /// Index of the target.
     pub index: u16,
+    /// What the probes are for.
+    pub purpose: Purpose,
 }
 
 impl Links {
@@ -149,14 +114,13 @@ impl Links {
         file_of: impl Fn(u32) -> Option<(&'a File, &'a str)>,
     ) -> Result<Vec<Skipped>, AttachError> {
         let tgid = NonZeroU32::new(attachee.tgid).ok_or(AttachError::Gone(attachee.tgid))?;
+        let has_sessions = kernel.multi().is_some_and(|multi| multi.has_sessions());
         let mut groups: BTreeMap<(Hook, u32), Vec<Probe<'_>>> = BTreeMap::new();
         for site in sites {
             let Some((file, path)) = file_of(site.module) else { continue };
-            let Some(identity) = identity(file, site.file_offset) else { continue };
-            if self.placed.contains(&identity) {
+            if !self.place(file, site.file_offset) {
                 continue;
             }
-            self.placed.push(identity);
             let probe = Probe {
                 site,
                 path,
@@ -165,32 +129,68 @@ impl Links {
                 offset: site.file_offset + u64::from(placement(site).offset),
                 cookie: Cookie::new(site.function, attachee.index),
             };
-            for hook in Hook::of(site.function) {
-                groups.entry((hook, site.module)).or_default().push(probe.clone());
+            for hook in Hook::of(site.function, attachee.purpose, has_sessions) {
+                let group = groups.entry((hook, site.module)).or_default();
+                if hook.at_rets() {
+                    // Functions share the code at their ends.
+                    let rets = site.ret_offsets.iter().filter(|offset| self.place(file, **offset));
+                    group.extend(rets.map(|offset| Probe { offset: *offset, ..probe.clone() }));
+                } else {
+                    group.push(probe.clone());
+                }
             }
         }
         let mut skipped = Vec::new();
-        for ((hook, _), probes) in groups {
-            if !self.attach_many(kernel, hook, &probes, tgid) {
-                self.attach_each(kernel, hook, &probes, tgid, &mut skipped)?;
-            }
+        for ((hook, _), probes) in groups.iter().filter(|(_, probes)| !probes.is_empty()) {
+            self.attach_group(kernel, *hook, probes, tgid, &mut skipped)?;
         }
         Ok(skipped)
     }
 
+    /// Whether nothing was probed there yet. From now on something is.
+    fn place(&mut self, file: &File, offset: u64) -> bool {
+        identity(file, offset).is_some_and(|identity| self.placed.insert(identity))
+    }
+
+    /// By the best links that the kernel has for it.
+    fn attach_group(
+        &mut self,
+        kernel: &mut Kernel,
+        hook: Hook,
+        probes: &[Probe<'_>],
+        tgid: NonZeroU32,
+        skipped: &mut Vec<Skipped>,
+    ) -> Result<(), AttachError> {
+        if self.attach_many(kernel, hook, probes, tgid) {
+            return Ok(());
+        }
+        match hook.split() {
+            Some(pair) => {
+                pair.into_iter().try_for_each(|hook| self.attach_group(kernel, hook, probes, tgid, skipped))
+            }
+            None => self.attach_each(kernel, hook, probes, tgid, skipped),
+        }
+    }
+
     /// Probes of one file behind one link; false where the kernel has no such link or refuses a site.
-    fn attach_many(&mut self, kernel: &Kernel, hook: Hook, probes: &[Probe<'_>], tgid: NonZeroU32) -> bool {
+    fn attach_many(
+        &mut self,
+        kernel: &mut Kernel,
+        hook: Hook,
+        probes: &[Probe<'_>],
+        tgid: NonZeroU32,
+    ) -> bool {
         let Some(multi) = kernel.multi() else { return false };
-        let Some(path) = probes.first().and_then(|probe| CString::new(probe.file.as_str()).ok()) else {
-            return false;
-        };
+        let Some(file) = probes.first().map(|probe| probe.file.as_str()) else { return false };
+        let Ok(path) = CString::new(file) else { return false };
         let sites = Sites {
             offsets: probes.iter().map(|probe| probe.offset).collect(),
             cookies: probes.iter().map(|probe| probe.cookie.0).collect(),
         };
-        match multi.link(hook.program(), hook.at_return(), &path, &sites, tgid.get()) {
+        match multi.link(hook.program(), hook.kind(), &path, &sites, tgid.get()) {
             Ok(fd) => {
                 self.links.push(Link::Many { _fd: fd });
+                self.many.entry(file.to_owned()).or_default().extend(sites.offsets);
                 true
             }
             Err(error) => {
@@ -228,7 +228,26 @@ impl Links {
         }
         Ok(())
     }
+
+    /// Links that do nothing, at every place that is probed by links of many. When one is dropped, the
+    /// kernel looks at every process that maps the file and takes away the traps that no link wants any
+    /// more: also from children of `tgid`, which have them by copy and would keep them as long as `self`
+    /// lives. With links of one probe each it does so at the first trap by itself.
+    pub fn broom(&self, kernel: &mut Kernel, tgid: u32) -> Broom {
+        let Some(multi) = kernel.multi() else { return Broom(Vec::new()) };
+        let links = self.many.iter().filter_map(|(file, offsets)| {
+            let path = CString::new(file.as_str()).ok()?;
+            let sites = Sites { offsets: offsets.clone(), cookies: vec![0; offsets.len()] };
+            let hook = Hook::EmptyEnter;
+            let link = multi.link(hook.program(), hook.kind(), &path, &sites, tgid);
+            link.inspect_err(|error| log::debug!("sweep {file}: {error}")).ok()
+        });
+        Broom(links.collect())
+    }
 }
+
+/// See [`Links::broom`]. Dropping it takes some 50 ms.
+pub struct Broom(#[expect(dead_code, reason = "held to be dropped")] Vec<OwnedFd>);
 
 impl Drop for Links {
     fn drop(&mut self) {

@@ -7,12 +7,13 @@ use aya::maps::{Array, HashMap, IterableMap, Map, MapData, RingBuf};
 use aya::programs::{Program, ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use thiserror::Error;
-use tracer_common::config::Config;
+use tracer_common::config::{Config, TargetEntry};
 use tracer_common::counter::Counter;
 use tracer_common::event::Stack;
 use tracer_common::native::CallSite;
 
 use super::batch;
+use super::lost::LostFrees;
 use super::multi::{self, MultiPrograms};
 
 /// The object that `cargo xtask ebpf` built from tracer-ebpf.
@@ -28,6 +29,10 @@ pub struct KernelLimits {
     pub ring_bytes: u32,
     /// Most unwind rows.
     pub call_sites: u32,
+    /// Most distinct stacks.
+    pub stacks: u32,
+    /// Most threads of all targets together.
+    pub threads: u32,
     /// Hold each probe by a link of its own, as on kernels before 6.10.
     pub single_links: bool,
 }
@@ -59,6 +64,9 @@ pub enum KernelError {
         #[source]
         source: aya::maps::MapError,
     },
+    /// The table of lost frees could not be mapped.
+    #[error("map the table of lost frees")]
+    LostFrees(#[source] std::io::Error),
     /// Unwind rows could not be written.
     #[error("write {rows} unwind rows")]
     Rows {
@@ -81,22 +89,31 @@ unsafe impl Pod for ConfigBytes {}
 /// A value of the map of stacks.
 type StackBytes = [u8; size_of::<Stack>()];
 
-/// Programs that sit on functions of the target.
-const PROBES: [&str; 6] =
-    ["allocate_enter", "allocate_exit", "release_enter", "release_exit", "replace_enter", "replace_exit"];
+/// The entry of a target as plain bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct TargetBytes(TargetEntry);
+
+// SAFETY: two u64 fields, no padding, every bit pattern is valid.
+unsafe impl Pod for TargetBytes {}
+
+/// The program by which a kernel's links are tried: a small one, of which a session can be made.
+const TRIAL: &str = "empty_enter";
 
 /// The kernel side of a session. Dropping it removes everything.
 pub struct Kernel {
     ebpf: Ebpf,
     multi: Option<MultiPrograms>,
-    targets: HashMap<MapData, u32, u32>,
+    targets: HashMap<MapData, u32, TargetBytes>,
     counters: Array<MapData, u64>,
+    hits: Array<MapData, u64>,
     stacks: HashMap<MapData, u64, StackBytes>,
     call_sites: HashMap<MapData, u64, u64>,
+    lost_frees: LostFrees,
 }
 
 impl Kernel {
-    /// Loads the object and its programs; attaches nothing to the target yet.
+    /// Loads the object; attaches nothing yet.
     ///
     /// # Errors
     /// When the kernel refuses a map or a program.
@@ -109,18 +126,28 @@ impl Kernel {
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", limits.ring_bytes)
             .map_max_entries("CALL_SITES", limits.call_sites)
+            .map_max_entries("STACKS", limits.stacks)
+            .map_max_entries("THREADS", limits.threads)
             .load(OBJECT)
             .map_err(KernelError::Load)?;
         let multi = if limits.single_links { None } else { load_multi(&ebpf) };
         let targets = hash_map(&mut ebpf, "TARGETS")?;
-        let counters = Array::try_from(take_map(&mut ebpf, "COUNTERS")?)
-            .map_err(|source| KernelError::Map { name: "COUNTERS", source })?;
+        let counters = array(&mut ebpf, "COUNTERS")?;
+        let hits = array(&mut ebpf, "HITS")?;
         let stacks = hash_map(&mut ebpf, "STACKS")?;
         let call_sites = hash_map(&mut ebpf, "CALL_SITES")?;
-        let mut kernel = Self { ebpf, multi, targets, counters, stacks, call_sites };
-        kernel.attach_tracepoint("thread_exit", "sched_process_exit")?;
-        kernel.attach_tracepoint("process_exec", "sched_process_exec")?;
-        Ok(kernel)
+        let lost_frees = LostFrees::new(array(&mut ebpf, "LOST_FREES")?).map_err(KernelError::LostFrees)?;
+        Ok(Self { ebpf, multi, targets, counters, hits, stacks, call_sites, lost_frees })
+    }
+
+    /// From now on the targets' threads, forks and `exec`s are watched.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program.
+    pub fn watch_processes(&mut self) -> Result<(), KernelError> {
+        self.attach_tracepoint("thread_exit", "sched_process_exit")?;
+        self.attach_tracepoint("process_exec", "sched_process_exec")?;
+        self.attach_tracepoint("process_fork", "task_newtask")
     }
 
     fn attach_tracepoint(&mut self, name: &'static str, event: &str) -> Result<(), KernelError> {
@@ -136,8 +163,21 @@ impl Kernel {
     }
 
     /// The programs for links of many probes, where this kernel has such links.
-    pub fn multi(&self) -> Option<&MultiPrograms> {
-        self.multi.as_ref()
+    pub fn multi(&mut self) -> Option<&mut MultiPrograms> {
+        self.multi.as_mut()
+    }
+
+    /// When frees were last lost.
+    pub fn lost_frees(&self) -> &LostFrees {
+        &self.lost_frees
+    }
+
+    /// Hits of the counting program so far.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn hits(&self) -> Result<u64, KernelError> {
+        self.hits.get(&0, 0).map_err(|source| KernelError::Map { name: "HITS", source })
     }
 
     /// A program for links of one probe, loaded when it is first asked for.
@@ -166,14 +206,21 @@ impl Kernel {
         &mut self.ebpf
     }
 
-    /// Names process `tgid` as target number `index`.
+    /// Names process `tgid` as a target, or changes what is known of it.
     ///
     /// # Errors
     /// When the map is full.
-    pub fn add_target(&mut self, tgid: u32, index: u16) -> Result<(), KernelError> {
+    pub fn set_target(&mut self, tgid: u32, entry: TargetEntry) -> Result<(), KernelError> {
         self.targets
-            .insert(tgid, u32::from(index), 0)
+            .insert(tgid, TargetBytes(entry), 0)
             .map_err(|source| KernelError::Map { name: "TARGETS", source })
+    }
+
+    /// Process `tgid` is gone.
+    pub fn remove_target(&mut self, tgid: u32) {
+        if let Err(error) = self.targets.remove(&tgid) {
+            log::debug!("forget process {tgid}: {error}");
+        }
     }
 
     /// Every counter above zero.
@@ -225,7 +272,7 @@ fn load_multi(ebpf: &Ebpf) -> Option<MultiPrograms> {
     if crate::preflight::kernel_version(&release).is_none_or(|version| version < multi::OLDEST_KERNEL) {
         return None;
     }
-    MultiPrograms::load(OBJECT, &PROBES, ebpf.maps())
+    MultiPrograms::new(OBJECT, TRIAL, ebpf.maps())
         .inspect_err(|error| log::info!("one link per probe: {error}"))
         .ok()
 }
@@ -239,6 +286,10 @@ fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut UProbe, 
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
     ebpf.take_map(name).ok_or(KernelError::Missing(name))
+}
+
+fn array(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, u64>, KernelError> {
+    Array::try_from(take_map(ebpf, name)?).map_err(|source| KernelError::Map { name, source })
 }
 
 fn hash_map<K: Pod, V: Pod>(

@@ -2,6 +2,8 @@
 
 pub mod attach;
 mod batch;
+pub mod hooks;
 pub mod kernel;
+pub mod lost;
 pub mod multi;
 pub mod placement;

@@ -20,6 +20,8 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 /// `BPF_TRACE_UPROBE_MULTI` of `enum bpf_attach_type`, linux/bpf.h (since Linux 6.6).
 const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+/// `BPF_TRACE_UPROBE_SESSION` of the same (since Linux 6.13).
+const BPF_TRACE_UPROBE_SESSION: u32 = 57;
 /// `BPF_F_UPROBE_MULTI_RETURN`, linux/bpf.h.
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 
@@ -79,13 +81,41 @@ struct LinkAttr {
     cnt: u32,
     multi_flags: u32,
     pid: u32,
+    /// Not padding, which could hold anything: the kernel refuses what it does not know unless it is 0.
+    rest: u32,
 }
 
-/// The probe programs, loaded for links of many probes.
-pub struct MultiPrograms(HashMap<String, OwnedFd>);
+const _: () = assert!(size_of::<LinkAttr>() == 64);
+
+/// What a link of many probes does at the functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkKind {
+    /// Runs its program at the probed instruction.
+    Entry,
+    /// Runs its program at the return of the function.
+    Return,
+    /// Runs its program at the probed instruction, and again at the return where it asked for that.
+    Session,
+}
+
+impl LinkKind {
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::Entry | Self::Return => BPF_TRACE_UPROBE_MULTI,
+            Self::Session => BPF_TRACE_UPROBE_SESSION,
+        }
+    }
+}
+
+/// The probe programs for links of many probes. Each is loaded when it is first asked for.
+pub struct MultiPrograms {
+    object: Object,
+    loaded: HashMap<(&'static str, u32), OwnedFd>,
+    has_sessions: bool,
+}
 
 /// The sites of one link: offsets in the file, and the cookie of each.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sites {
     /// Offsets in the file.
     pub offsets: Vec<u64>,
@@ -94,13 +124,14 @@ pub struct Sites {
 }
 
 impl MultiPrograms {
-    /// Loads `names` from `object`, with the maps that aya made of the same object.
+    /// Prepares the programs of `object`, with the maps that aya made of the same object. `probe` is a
+    /// program that tells whether the kernel has sessions.
     ///
     /// # Errors
-    /// When the kernel is older than 6.6, or refuses a program.
-    pub fn load<'a>(
+    /// When the object is not sound, or the kernel is older than 6.6.
+    pub fn new<'a>(
         object: &[u8],
-        names: &[&str],
+        probe: &'static str,
         maps: impl Iterator<Item = (&'a str, &'a Map)>,
     ) -> Result<Self, MultiError> {
         let mut object = Object::parse(object)?;
@@ -113,64 +144,94 @@ impl MultiPrograms {
             described.iter().filter_map(|(name, map)| Some((name.as_str(), *fds.get(name.as_str())?, map)));
         object.relocate_maps(with_fds, &text)?;
         object.relocate_calls(&text)?;
-        let mut programs = HashMap::new();
-        for name in names {
-            let Some(program) = object.programs.get(*name) else { continue };
-            let Some(function) = object.functions.get(&program.function_key()) else { continue };
-            let fd = load(name, &function.instructions, &program.license)
-                .map_err(|source| MultiError::Load { name: (*name).to_owned(), source })?;
-            programs.insert((*name).to_owned(), fd);
-        }
-        Ok(Self(programs))
+        let mut programs = Self { object, loaded: HashMap::new(), has_sessions: false };
+        let failed = |source| MultiError::Load { name: probe.to_owned(), source };
+        programs.program(probe, LinkKind::Entry).map_err(failed)?;
+        programs.has_sessions = programs.program(probe, LinkKind::Session).is_ok();
+        Ok(programs)
     }
 
-    /// Probes `sites` of the file at `path` in process `tgid`, with the program `name`; `at_return` puts
-    /// it on the functions' returns. Dropping the descriptor takes the probes away.
+    /// Whether the kernel has [`LinkKind::Session`] (Linux 6.13 and newer).
+    pub fn has_sessions(&self) -> bool {
+        self.has_sessions
+    }
+
+    /// Probes `sites` of the file at `path` in process `tgid`, with the program `name`. Dropping the
+    /// descriptor takes the probes away.
     ///
     /// # Errors
-    /// The kernel's answer, when one of the sites is refused: then none is probed.
+    /// The kernel's answer, when it refuses the program or one of the sites: then none is probed.
     pub fn link(
-        &self,
-        name: &str,
-        at_return: bool,
+        &mut self,
+        name: &'static str,
+        kind: LinkKind,
         path: &CString,
         sites: &Sites,
         tgid: u32,
     ) -> io::Result<OwnedFd> {
-        let program = self.0.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let program = self.program(name, kind)?;
         let attr = LinkAttr {
-            prog_fd: program.as_raw_fd().cast_unsigned(),
-            attach_type: BPF_TRACE_UPROBE_MULTI,
+            prog_fd: program.cast_unsigned(),
+            attach_type: kind.attach_type(),
             path: path.as_ptr() as u64,
             offsets: sites.offsets.as_ptr() as u64,
             cookies: sites.cookies.as_ptr() as u64,
             // A process has a few hundred sites at most.
             cnt: sites.offsets.len().min(sites.cookies.len()) as u32,
-            multi_flags: if at_return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
+            multi_flags: if kind == LinkKind::Return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
             pid: tgid,
             ..LinkAttr::default()
         };
         // SAFETY: the attribute names a string and two arrays of `cnt` elements, which outlive the call.
         unsafe { bpf(BPF_LINK_CREATE, &attr) }
     }
+
+    fn program(&mut self, name: &'static str, kind: LinkKind) -> io::Result<RawFd> {
+        let key = (name, kind.attach_type());
+        if let Some(fd) = self.loaded.get(&key) {
+            return Ok(fd.as_raw_fd());
+        }
+        let program = self.object.programs.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let function = self.object.functions.get(&program.function_key()).ok_or(io::ErrorKind::NotFound)?;
+        let fd = load(name, kind.attach_type(), &function.instructions, &program.license)?;
+        let raw = fd.as_raw_fd();
+        self.loaded.insert(key, fd);
+        Ok(raw)
+    }
 }
 
-fn load(name: &str, instructions: &[aya_obj::generated::bpf_insn], license: &CString) -> io::Result<OwnedFd> {
+fn load(
+    name: &str,
+    expected_attach_type: u32,
+    instructions: &[aya_obj::generated::bpf_insn],
+    license: &CString,
+) -> io::Result<OwnedFd> {
     let mut prog_name = [0; 16];
     for (to, from) in prog_name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
-    let attr = LoadAttr {
+    let mut attr = LoadAttr {
         prog_type: BPF_PROG_TYPE_KPROBE,
         insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
         insns: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
         prog_name,
-        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        expected_attach_type,
         ..LoadAttr::default()
     };
     // SAFETY: the attribute names `insn_cnt` instructions and a string, which outlive the call.
-    unsafe { bpf(BPF_PROG_LOAD, &attr) }
+    let loaded = unsafe { bpf(BPF_PROG_LOAD, &attr) };
+    if loaded.is_err() && log::log_enabled!(log::Level::Debug) {
+        let mut verdict = vec![0_u8; 1 << 20];
+        attr.log_level = 1;
+        attr.log_size = verdict.len() as u32;
+        attr.log_buf = verdict.as_mut_ptr() as u64;
+        // SAFETY: as above, and the buffer for the log outlives the call too.
+        let again = unsafe { bpf(BPF_PROG_LOAD, &attr) };
+        let text = String::from_utf8_lossy(verdict.split(|byte| *byte == 0).next().unwrap_or_default());
+        log::debug!("{name} is refused ({:?}): {text}", again.err());
+    }
+    loaded
 }
 
 /// A `bpf` command that answers with a descriptor.

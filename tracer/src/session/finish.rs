@@ -22,7 +22,7 @@ impl Live<'_> {
     /// Names of every address in the books.
     fn names(&self, notes: &mut Vec<String>) -> Names {
         let mut symbolizer = Symbolizer::new();
-        let names = symbolizer.name(self.modules.modules(), &summarize::places(&self.traces()));
+        let names = symbolizer.name(self.shared.modules.modules(), &summarize::places(&self.traces()));
         notes.extend(symbolizer.problems().iter().cloned());
         names
     }

@@ -13,10 +13,9 @@ use tokio::time::{Instant, Interval, interval_at};
 use tracer_common::config::Config;
 
 use super::coverage;
-use super::modules::ModuleTable;
 use super::recorder::Recorder;
 use super::stop::Stop;
-use super::traced::Traced;
+use super::traced::{Shared, Traced};
 use crate::cli::plan::TracePlan;
 use crate::collect::collector::{Batch, Collector};
 use crate::collect::decode::Decoder;
@@ -45,7 +44,7 @@ pub struct Live<'a> {
     orderer: Orderer,
     pub(super) decoder: Decoder,
     pub(super) traced: Vec<Traced>,
-    pub(super) modules: ModuleTable,
+    pub(super) shared: Shared,
     pub(super) recorder: Option<Recorder>,
     pub(super) notes: Vec<String>,
     pub(super) started_ns: u64,
@@ -72,8 +71,10 @@ impl<'a> Live<'a> {
     pub fn new(plan: &'a TracePlan, notes: Vec<String>) -> Result<Self, Failure> {
         let config = Config { min_size_bytes: plan.limits.min_bytes, max_size_bytes: plan.limits.max_bytes };
         let limits = KernelLimits {
-            ring_bytes: plan.ring_bytes,
+            ring_bytes: plan.ring_bytes.unwrap_or(64 << 20),
             call_sites: MAX_CALL_SITES,
+            stacks: 65536,
+            threads: 65536,
             single_links: plan.single_links,
         };
         raise_file_limit();
@@ -82,6 +83,7 @@ impl<'a> Live<'a> {
             let message: String = format!("{:#}", anyhow::Error::from(error)).chars().take(400).collect();
             Failure::not_ready(message, "`memtrace doctor` shows what this kernel can do")
         })?;
+        kernel.watch_processes().map_err(anyhow::Error::from)?;
         let collector = kernel
             .take_events()
             .map_err(anyhow::Error::from)
@@ -94,7 +96,7 @@ impl<'a> Live<'a> {
             orderer: Orderer::default(),
             decoder: Decoder::default(),
             traced: Vec::new(),
-            modules: ModuleTable::default(),
+            shared: Shared::default(),
             recorder: None,
             notes,
             started_ns: now_ns(),
@@ -116,10 +118,9 @@ impl<'a> Live<'a> {
     /// When the kernel refuses a probe without which frees would be missed.
     pub fn add(&mut self, target: Target) -> Result<(), Failure> {
         let index = u16::try_from(self.traced.len()).map_err(|_| Failure::usage("too many processes"))?;
-        self.kernel.add_target(target.process.tgid, index).map_err(anyhow::Error::from)?;
-        let mut traced = Traced::new(target, index, Trace::new(self.plan.limits));
+        let mut traced = Traced::new(target, index, Trace::new(self.plan.limits), self.plan.purpose);
         let domains = self.plan.domains.as_deref();
-        let notes = traced.instrument(&mut self.kernel, &mut self.modules, domains).map_err(|error| {
+        let notes = traced.instrument(&mut self.kernel, &mut self.shared, domains).map_err(|error| {
             Failure::not_ready(format!("{error:#}"), "`memtrace doctor -p PID` shows what would be probed")
         })?;
         self.notes.extend(notes);
@@ -162,7 +163,12 @@ impl<'a> Live<'a> {
             };
             let mut recorder = Recorder::create(path, &header)?;
             for traced in &self.traced {
-                recorder.mappings(traced.index, self.started_ns, self.modules.modules(), &traced.mappings)?;
+                recorder.mappings(
+                    traced.index,
+                    self.started_ns,
+                    self.shared.modules.modules(),
+                    &traced.mappings,
+                )?;
             }
             self.recorder = Some(recorder);
         }
@@ -291,7 +297,7 @@ impl<'a> Live<'a> {
     fn exec(&mut self, index: usize) {
         let Some(traced) = self.traced.get_mut(index) else { return };
         traced.has_called_exec = self.started_unix_ms != 0;
-        match traced.exec(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref()) {
+        match traced.exec(&mut self.kernel, &mut self.shared, self.plan.domains.as_deref()) {
             Ok(notes) => self.notes.extend(notes),
             Err(error) => self.fail(error),
         }
@@ -307,7 +313,7 @@ impl<'a> Live<'a> {
 
     fn refresh(&mut self, index: usize) {
         let Some(traced) = self.traced.get_mut(index) else { return };
-        match traced.refresh(&mut self.kernel, &mut self.modules, self.plan.domains.as_deref()) {
+        match traced.refresh(&mut self.kernel, &mut self.shared, self.plan.domains.as_deref()) {
             Ok(None) => return,
             Ok(Some(notes)) => self.notes.extend(notes),
             Err(error) => self.fail(error),
@@ -317,7 +323,8 @@ impl<'a> Live<'a> {
 
     fn record_mappings(&mut self, index: usize) {
         let (Some(recorder), Some(traced)) = (&mut self.recorder, self.traced.get(index)) else { return };
-        let written = recorder.mappings(traced.index, now_ns(), self.modules.modules(), &traced.mappings);
+        let written =
+            recorder.mappings(traced.index, now_ns(), self.shared.modules.modules(), &traced.mappings);
         if let Err(error) = written {
             self.recorder = None;
             self.fail(error);

@@ -7,6 +7,7 @@ mod modules;
 mod recorder;
 mod stop;
 mod traced;
+mod unwind_rows;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,185 @@
+//! Which programs sit on a function, and how each is linked. Pure data.
+
+use tracer_common::probe::{Action, Ending, Function};
+
+use super::multi::LinkKind;
+
+/// What probes are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// To trace.
+    #[default]
+    Trace,
+    /// To cost what traps cost by themselves: programs that do nothing, at the places of the others.
+    Measure,
+    /// To count calls.
+    Count,
+}
+
+/// One of the programs that sit on functions, in the order in which they are attached: the ends of calls,
+/// which do nothing without a beginning, then the frees, then the allocations. At no moment is an
+/// allocation seen whose free would not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// Ends calls that return a block.
+    AllocateExit,
+    /// The same at `ret` instructions.
+    AllocateLeave,
+    /// Ends calls that give a block back.
+    ReleaseExit,
+    /// Ends calls that give a block back for another.
+    ReplaceExit,
+    /// Ends calls that move the program break.
+    MoveBreakExit,
+    /// Ends calls that an exception leaves.
+    Throw,
+    /// Begins calls that give a block back.
+    ReleaseEnter,
+    /// Begins and ends them.
+    Release,
+    /// Begins calls that give a block back for another.
+    ReplaceEnter,
+    /// Begins and ends them.
+    Replace,
+    /// Begins calls that move the program break.
+    MoveBreakEnter,
+    /// Begins and ends them.
+    MoveBreak,
+    /// Begins calls that return a block.
+    AllocateEnter,
+    /// Begins and ends them.
+    Allocate,
+    /// Does nothing at a return.
+    EmptyExit,
+    /// Does nothing at an entry.
+    EmptyEnter,
+    /// Does nothing at `ret` instructions.
+    EmptyLeave,
+    /// Does nothing at both ends.
+    Empty,
+    /// Counts entries.
+    Count,
+}
+
+impl Hook {
+    /// The program's name in the object.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::AllocateExit => "allocate_exit",
+            Self::AllocateLeave => "allocate_leave",
+            Self::ReleaseExit => "release_exit",
+            Self::ReplaceExit => "replace_exit",
+            Self::MoveBreakExit => "move_break_exit",
+            Self::Throw => "throw_enter",
+            Self::ReleaseEnter => "release_enter",
+            Self::Release => "release",
+            Self::ReplaceEnter => "replace_enter",
+            Self::Replace => "replace",
+            Self::MoveBreakEnter => "move_break_enter",
+            Self::MoveBreak => "move_break",
+            Self::AllocateEnter => "allocate_enter",
+            Self::Allocate => "allocate",
+            Self::EmptyExit => "empty_exit",
+            Self::EmptyEnter | Self::EmptyLeave | Self::Empty => "empty_enter",
+            Self::Count => "count_hit",
+        }
+    }
+
+    /// How it is linked.
+    pub const fn kind(self) -> LinkKind {
+        match self {
+            Self::AllocateExit
+            | Self::ReleaseExit
+            | Self::ReplaceExit
+            | Self::MoveBreakExit
+            | Self::EmptyExit => LinkKind::Return,
+            Self::Allocate | Self::Release | Self::Replace | Self::MoveBreak | Self::Empty => {
+                LinkKind::Session
+            }
+            _ => LinkKind::Entry,
+        }
+    }
+
+    /// Whether it sits on the function's `ret` instructions, not at its beginning.
+    pub const fn at_rets(self) -> bool {
+        matches!(self, Self::AllocateLeave | Self::EmptyLeave)
+    }
+
+    /// The two programs that do what a session's does, for kernels without.
+    pub const fn split(self) -> Option<[Self; 2]> {
+        match self {
+            Self::Allocate => Some([Self::AllocateExit, Self::AllocateEnter]),
+            Self::Release => Some([Self::ReleaseExit, Self::ReleaseEnter]),
+            Self::Replace => Some([Self::ReplaceExit, Self::ReplaceEnter]),
+            Self::MoveBreak => Some([Self::MoveBreakExit, Self::MoveBreakEnter]),
+            Self::Empty => Some([Self::EmptyExit, Self::EmptyEnter]),
+            _ => None,
+        }
+    }
+
+    /// The hooks of a function.
+    pub fn of(function: Function, purpose: Purpose, has_sessions: bool) -> Vec<Self> {
+        if purpose == Purpose::Count {
+            return if function == Function::CxaThrow { Vec::new() } else { vec![Self::Count] };
+        }
+        let (session, enter, leave) = if purpose == Purpose::Measure {
+            (Self::Empty, Self::EmptyEnter, Self::EmptyLeave)
+        } else {
+            match function.action() {
+                Action::Allocate { .. } | Action::Map => {
+                    (Self::Allocate, Self::AllocateEnter, Self::AllocateLeave)
+                }
+                Action::Release => (Self::Release, Self::ReleaseEnter, Self::AllocateLeave),
+                Action::MoveBreak | Action::SetBreak => {
+                    (Self::MoveBreak, Self::MoveBreakEnter, Self::AllocateLeave)
+                }
+                Action::Throw => (Self::Throw, Self::Throw, Self::Throw),
+                Action::Resize { .. } | Action::ResizeInPlace | Action::Unmap | Action::Remap => {
+                    (Self::Replace, Self::ReplaceEnter, Self::AllocateLeave)
+                }
+            }
+        };
+        match (function.ending(), session.split()) {
+            (Ending::Unseen, _) => vec![enter],
+            (Ending::AtRet, _) => vec![leave, enter],
+            (Ending::ReturnProbe, Some(pair)) if !has_sessions => pair.to_vec(),
+            (Ending::ReturnProbe, _) => vec![session],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exception_never_meets_a_return_probe() {
+        for function in Function::ALL {
+            for purpose in [Purpose::Trace, Purpose::Measure, Purpose::Count] {
+                for has_sessions in [false, true] {
+                    let hooks = Hook::of(*function, purpose, has_sessions);
+                    let returns = hooks.iter().any(|hook| hook.kind() != LinkKind::Entry);
+                    let expected = purpose != Purpose::Count && function.ending() == Ending::ReturnProbe;
+                    assert_eq!(returns, expected, "{function:?} {purpose:?}");
+                    assert_eq!(
+                        hooks.iter().any(|hook| hook.at_rets()),
+                        purpose != Purpose::Count && function.ending() == Ending::AtRet
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends_of_calls_come_before_their_beginnings_and_frees_before_allocations() {
+        let of = |function| Hook::of(function, Purpose::Trace, false);
+        assert_eq!(of(Function::Malloc), [Hook::AllocateExit, Hook::AllocateEnter]);
+        assert_eq!(of(Function::OperatorNew), [Hook::AllocateLeave, Hook::AllocateEnter]);
+        assert_eq!(of(Function::Free), [Hook::ReleaseEnter]);
+        assert_eq!(of(Function::CxaThrow), [Hook::Throw]);
+        assert!(Hook::AllocateExit < Hook::ReleaseEnter && Hook::AllocateLeave < Hook::ReleaseEnter);
+        assert!(Hook::Release < Hook::AllocateEnter && Hook::Replace < Hook::Allocate);
+        assert_eq!(Hook::of(Function::Sbrk, Purpose::Trace, true), [Hook::MoveBreak]);
+        assert_eq!(Hook::of(Function::Malloc, Purpose::Count, true), [Hook::Count]);
+    }
+}
