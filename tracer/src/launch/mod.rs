@@ -18,83 +18,174 @@
 //! If memtrace dies, however it dies, the kernel detaches and resumes the command. The command shares
 //! memtrace's process group and standard streams, as with `perf record` and `strace`.
 
+mod births;
 mod child;
+mod ends;
+mod error;
 mod loading;
+mod mail;
+mod owner;
 mod ptrace;
+mod seize;
+mod status;
+mod table;
 mod tracer;
 
 #[cfg(test)]
 mod tests;
 
 use std::ffi::OsString;
-use std::io;
-use std::sync::mpsc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use tracer::{Message, StopId};
+pub use error::LaunchError;
+use mail::{Mail, Message, StopId};
 
 /// Starts `command` (a program, looked up in `PATH` as `execvp` does, and its arguments) and traces its first
-/// thread.
+/// thread; with `children` all its threads, and every process that it and its descendants fork.
 ///
 /// Returns as soon as the program has been executed, or could not be; the first event is then
-/// `Stopped(AtExec)`. Blocks for that long.
+/// `Stopped` with `AtExec`. Blocks for that long.
 ///
 /// # Errors
 /// [`LaunchError::NotFound`] and [`LaunchError::CannotExecute`] blame the command, the others the environment.
-pub fn launch(command: &[OsString]) -> Result<Launched, LaunchError> {
+pub fn launch(command: &[OsString], children: bool) -> Result<Launched, LaunchError> {
     let (send_event, events) = tokio::sync::mpsc::unbounded_channel();
-    let (messages, tgid) = tracer::spawn(child::Arguments::new(command)?, send_event)?;
-    Ok(Launched { tgid, events, messages })
+    let (mail, tgid) = owner::launch(child::Arguments::new(command)?, children, send_event)?;
+    Ok(Launched { tgid, events, hold: Hold { mail } })
 }
 
-/// A command that was started. Dropping it lets the command go on untraced from its next stop.
+/// Traces running processes, the descendants that they have, and every process that any of them forks from now
+/// on. None of them is stopped for it.
+///
+/// Returns when all their threads are seized: what is forked behind that is held until it is let go. Blocks for
+/// that long, ten seconds at most. They may not be children of memtrace itself, whose ends would be taken from
+/// who waits for them. memtrace itself is left out where it is a descendant.
+///
+/// # Errors
+/// When one of `tgids` cannot be followed; then none is. A descendant that cannot is left out and told of.
+pub fn follow(tgids: &[u32]) -> Result<Followed, LaunchError> {
+    let (send_event, events) = tokio::sync::mpsc::unbounded_channel();
+    let (mail, catch) = owner::follow(tgids.to_vec(), send_event)?;
+    Ok(Followed { tgids: catch.tgids, refused: catch.refused, events, hold: Hold { mail } })
+}
+
+/// A command that was started. Dropping it lets everything that is traced go on untraced.
 #[derive(Debug)]
 pub struct Launched {
     /// Process id of the command; it stays the same over later `exec`s.
     pub tgid: u32,
-    /// What happens to the command. Ends behind [`LaunchEvent::Exited`] or [`LaunchEvent::Failed`].
+    /// What happens to the command and to the processes that it forks. Ends when all of them, or, after
+    /// [`LaunchEvent::Detached`] or [`LaunchEvent::Failed`], when the command has ended.
     pub events: UnboundedReceiver<LaunchEvent>,
-    messages: mpsc::Sender<Message>,
+    hold: Hold,
 }
 
 impl Launched {
-    /// Asks that the command go on untraced, also where it is stopped and its [`Resume`] is still held.
+    /// Asks that everything that is traced go on untraced, also where it is stopped and its [`Resume`] is still
+    /// held.
     ///
     /// Returns at once; [`LaunchEvent::Detached`] follows, and [`LaunchEvent::Exited`] when the command ends.
-    /// Without effect on a command that has ended.
+    /// Without effect when nothing is traced any more.
     pub fn detach(&self) {
-        // The tracer's thread, which holds the other end, is gone once the command has ended.
-        let _ = self.messages.send(Message::Detach);
+        self.hold.detach();
     }
 }
 
-/// What happened to the command, in order.
+/// Running processes that are followed. Dropping it lets everything that is traced go on untraced.
+#[derive(Debug)]
+pub struct Followed {
+    /// The processes that were asked for, each once, then their descendants at that time.
+    pub tgids: Vec<u32>,
+    /// Why descendants were left out.
+    pub refused: Vec<LaunchError>,
+    /// What happens to them and to the processes that they fork. Ends when all of them have ended, or behind
+    /// [`LaunchEvent::Detached`] or [`LaunchEvent::Failed`].
+    pub events: UnboundedReceiver<LaunchEvent>,
+    hold: Hold,
+}
+
+impl Followed {
+    /// Asks that everything that is traced go on untraced, also where it is stopped and its [`Resume`] is still
+    /// held.
+    ///
+    /// Returns at once; [`LaunchEvent::Detached`] follows. Without effect when nothing is traced any more.
+    pub fn detach(&self) {
+        self.hold.detach();
+    }
+}
+
+/// Ends the tracing when dropped.
+#[derive(Debug)]
+struct Hold {
+    mail: Mail,
+}
+
+impl Hold {
+    fn detach(&self) {
+        self.mail.send(Message::Detach);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+/// What happened to a process, in order.
 #[derive(Debug)]
 pub enum LaunchEvent {
-    /// The command is stopped and waits for `resume`.
+    /// A process was forked and is stopped before its first instruction outside the kernel. It waits for
+    /// `resume`; its parent does not, unless it shares its memory by `vfork`.
+    Forked {
+        /// The process that forked it.
+        parent: u32,
+        /// The new process.
+        tgid: u32,
+        /// Both have one address space, until the new process executes a program (`vfork`, `posix_spawn`,
+        /// `CLONE_VM`). Otherwise it has a copy of its own.
+        shares_memory: bool,
+        /// Lets the new process begin.
+        resume: Resume,
+    },
+    /// A process is stopped at the start of a new program and waits for `resume`.
     Stopped {
+        /// The process.
+        tgid: u32,
         /// Where.
         at: StopReason,
         /// Lets it go on.
         resume: Resume,
     },
-    /// The first thread is about to end, for most commands the command itself; its address space is still
-    /// there to be read. A command whose first thread ends early runs on, and a command may end without this
-    /// event when it is killed.
+    /// A process is about to end; its address space is still there to be read.
+    ///
+    /// With children it comes when all threads are at their end, without when the first is. A process may end
+    /// without this event when it is killed.
     Exiting {
+        /// The process.
+        tgid: u32,
+        /// The thread by whose id the address space can be read, in `/proc` and by `process_vm_readv`: the
+        /// first one, unless that has left before.
+        tid: u32,
         /// Lets it end.
         resume: Resume,
     },
-    /// The command goes on untraced.
+    /// Everything that was traced goes on untraced.
     Detached,
-    /// The command has ended and is reaped. The last event.
-    Exited(Ended),
-    /// The command can no longer be traced and goes on without. After [`LaunchError::Wait`] no event follows.
+    /// A process has ended; the command is reaped.
+    Exited {
+        /// The process.
+        tgid: u32,
+        /// How, as its parent is told. For one whose first thread had ended before it was followed, how its last
+        /// thread ended.
+        how: Ended,
+    },
+    /// Nothing can be traced any more, and all goes on without. After [`LaunchError::Wait`] no event follows.
     Failed(LaunchError),
 }
 
-/// Where the command is stopped.
+/// Where a process is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// At the first instruction of a new program. The executable and its dynamic loader are mapped; all
@@ -106,11 +197,11 @@ pub enum StopReason {
         start_addr: u64,
     },
     /// All libraries that the program starts with are mapped and none of their code, constructors included,
-    /// has run. From here on the command runs at full speed.
+    /// has run. From here on the process runs at full speed.
     Started,
 }
 
-/// How the command ended.
+/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// It exited with this code.
@@ -119,88 +210,22 @@ pub enum Ended {
     Signal(i32),
 }
 
-/// Lets a stopped command go on, when used or dropped.
+/// Lets a stopped process go on, when used or dropped.
 #[derive(Debug)]
-#[must_use = "dropping it lets the command go on"]
+#[must_use = "dropping it lets the process go on"]
 pub struct Resume {
+    tid: u32,
     stop: StopId,
-    messages: mpsc::Sender<Message>,
+    mail: Mail,
 }
 
 impl Resume {
-    /// Lets the command go on.
+    /// Lets the process go on.
     pub fn resume(self) {}
 }
 
 impl Drop for Resume {
     fn drop(&mut self) {
-        // The tracer's thread, which holds the other end, is gone once the command has ended.
-        let _ = self.messages.send(Message::Resume(self.stop));
+        self.mail.send(Message::Resume(self.tid, self.stop));
     }
-}
-
-/// Why a command could not be started or traced.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    /// No command was given.
-    #[error("start a command: none was given; name it behind `--`")]
-    NoCommand,
-    /// An argument holds a zero byte, which no program can be given.
-    #[error("start {command}: an argument has a zero byte in it; remove it")]
-    ZeroByte {
-        /// The command as given.
-        command: String,
-    },
-    /// There is no such program. Shells exit with 127 for it.
-    #[error("start {command}: not found; check its name and PATH, or the interpreter that it names")]
-    NotFound {
-        /// The command as given.
-        command: String,
-        /// The error of `execvp`.
-        source: io::Error,
-    },
-    /// The program is there and the kernel refuses to run it. Shells exit with 126 for it.
-    #[error("start {command}: cannot be executed; check its permissions and format")]
-    CannotExecute {
-        /// The command as given.
-        command: String,
-        /// The error of `execvp`.
-        source: io::Error,
-    },
-    /// The command's process ended before the program was executed.
-    #[error("start {command}: its process ended before it ran ({ended:?}); start it again")]
-    EndedEarly {
-        /// The command as given.
-        command: String,
-        /// How it ended.
-        ended: Ended,
-    },
-    /// A thread, pipe or process could not be made.
-    #[error("start {command}: cannot make a {what}; check the limits on processes and open files")]
-    Resource {
-        /// The command as given.
-        command: String,
-        /// `thread`, `pipe` or `process`.
-        what: &'static str,
-        /// The kernel's error.
-        source: io::Error,
-    },
-    /// The kernel refuses `ptrace`.
-    #[error("trace process {tgid}: {request} failed; attach to the running command with -p instead")]
-    Ptrace {
-        /// The command's process.
-        tgid: u32,
-        /// Name of the request, such as `PTRACE_SEIZE`.
-        request: &'static str,
-        /// The kernel's error.
-        source: io::Error,
-    },
-    /// The end of the command cannot be learnt.
-    #[error("wait for process {tgid}; was memtrace started with SIGCHLD ignored?")]
-    Wait {
-        /// The command's process.
-        tgid: u32,
-        /// The error of `waitpid`.
-        source: io::Error,
-    },
 }

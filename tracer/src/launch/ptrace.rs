@@ -1,6 +1,6 @@
-//! The `ptrace` requests that the launcher makes, and what the kernel answers.
+//! The `ptrace` requests that are made of a thread, and what the kernel answers.
 //!
-//! All but waiting must be called by the thread that seized the process. Layouts and numbers are those of
+//! All but [`wait`] must be called by the thread of memtrace that seized. Layouts and numbers are those of
 //! Linux 5.3 `include/uapi/linux/ptrace.h`, which is the first with `PTRACE_GET_SYSCALL_INFO`.
 
 use std::io;
@@ -26,7 +26,15 @@ const NATIVE_ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const NATIVE_ARCH: u32 = 0xc000_00b7;
 
-/// A change of state of the traced process, as `waitpid` reports it.
+/// Everything that any thread needs whose process is followed.
+const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACEEXIT;
+/// What makes the kernel seize new threads and processes of a thread as it makes them.
+const OPTIONS_FOR_NEW: i32 = libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACECLONE;
+
+/// `KCMP_VM` of `include/uapi/linux/kcmp.h`.
+const KCMP_VM: libc::c_int = 1;
+
+/// A change of state of a traced thread, as `waitpid` reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// It is stopped and waits for a request.
@@ -35,18 +43,23 @@ pub(super) enum Change {
     Ended(Ended),
 }
 
-/// Why the traced process is stopped.
+/// Why a traced thread is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     /// It executed another program.
     Exec,
-    /// Its first thread is about to end.
+    /// It is about to end.
     Exit,
+    /// It has made a thread or process; [`Tracee::event_message`] has its id.
+    New {
+        /// By `vfork`: it waits until the new process executes another program or ends.
+        vfork: bool,
+    },
     /// A system call begins or ends.
     Syscall,
     /// The signal stopped the process as a whole (job control), until a SIGCONT.
     Group,
-    /// It was interrupted, or continued from a group stop.
+    /// It was just made and seized, or continued from a group stop.
     Trap,
     /// A signal is about to be delivered.
     Signal(i32),
@@ -65,6 +78,8 @@ impl Change {
         Self::Stopped(match (status >> 16, signal) {
             (libc::PTRACE_EVENT_EXEC, _) => Stop::Exec,
             (libc::PTRACE_EVENT_EXIT, _) => Stop::Exit,
+            (libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_CLONE, _) => Stop::New { vfork: false },
+            (libc::PTRACE_EVENT_VFORK, _) => Stop::New { vfork: true },
             (PTRACE_EVENT_STOP, libc::SIGTRAP) => Stop::Trap,
             (PTRACE_EVENT_STOP, _) => Stop::Group,
             // PTRACE_O_TRACESYSGOOD marks the stops at system calls so.
@@ -126,18 +141,23 @@ impl SyscallStop {
     }
 }
 
-/// The process that this thread has seized, or will.
+/// A thread that this thread has seized, or will.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tracee {
-    /// Its process id, which is also its first thread's id.
-    pub(super) tgid: u32,
+    /// Its id; that of a first thread is also its process's.
+    pub(super) tid: u32,
 }
 
 impl Tracee {
-    /// Begins to trace. Without `PTRACE_O_EXITKILL`, so that the process outlives the tracer.
-    pub(super) fn seize(self) -> Result<(), LaunchError> {
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACEEXIT;
-        self.request(libc::PTRACE_SEIZE, "PTRACE_SEIZE", options as usize)
+    /// Begins to trace; with `new` also the threads and processes that it will make. Without
+    /// `PTRACE_O_EXITKILL`, so that it outlives the tracer. Does not stop it.
+    ///
+    /// # Errors
+    /// The kernel's: `ESRCH` for a thread that is gone, `EPERM` for one that is traced already, is a zombie, or
+    /// may not be traced.
+    pub(super) fn seize(self, new: bool) -> io::Result<()> {
+        let options = if new { OPTIONS | OPTIONS_FOR_NEW } else { OPTIONS };
+        self.raw_request(libc::PTRACE_SEIZE, options as usize)
     }
 
     /// Goes on to the next event, delivering `signal` unless it is 0.
@@ -155,14 +175,23 @@ impl Tracee {
         self.request(libc::PTRACE_LISTEN, "PTRACE_LISTEN", 0)
     }
 
-    /// Makes it stop, wherever it is.
-    pub(super) fn interrupt(self) -> Result<(), LaunchError> {
-        self.request(libc::PTRACE_INTERRUPT, "PTRACE_INTERRUPT", 0)
-    }
-
-    /// Goes on untraced, delivering `signal` unless it is 0.
-    pub(super) fn detach(self, signal: i32) -> Result<(), LaunchError> {
-        self.request(libc::PTRACE_DETACH, "PTRACE_DETACH", signal as usize)
+    /// What the event is about that it is stopped at: the id of what it made, or the status that it ends with.
+    /// `None` if it was killed in the meantime.
+    pub(super) fn event_message(self) -> Result<Option<u64>, LaunchError> {
+        let mut message: libc::c_ulong = 0;
+        // SAFETY: the kernel writes one `unsigned long`.
+        let result = unsafe {
+            libc::ptrace(
+                libc::PTRACE_GETEVENTMSG,
+                self.tid as libc::pid_t,
+                ptr::null_mut::<libc::c_void>(),
+                &raw mut message,
+            )
+        };
+        if result >= 0 {
+            return Ok(Some(message));
+        }
+        self.answer("PTRACE_GETEVENTMSG", io::Error::last_os_error()).map(|()| None)
     }
 
     /// Which system call it is stopped at.
@@ -172,7 +201,7 @@ impl Tracee {
         let result = unsafe {
             libc::ptrace(
                 PTRACE_GET_SYSCALL_INFO,
-                self.tgid as libc::pid_t,
+                self.tid as libc::pid_t,
                 size_of_val(&words),
                 words.as_mut_ptr(),
             )
@@ -185,15 +214,16 @@ impl Tracee {
         Ok(SyscallStop::from_words(&words))
     }
 
-    /// Makes a request that reads and writes no memory of this process.
     fn request(self, request: Request, name: &'static str, data: usize) -> Result<(), LaunchError> {
+        self.raw_request(request, data).or_else(|source| self.answer(name, source))
+    }
+
+    /// Makes a request that reads and writes no memory of this process.
+    fn raw_request(self, request: Request, data: usize) -> io::Result<()> {
         // SAFETY: none of the requests passed here takes a pointer.
         let result =
-            unsafe { libc::ptrace(request, self.tgid as libc::pid_t, ptr::null_mut::<libc::c_void>(), data) };
-        if result < 0 {
-            return self.answer(name, io::Error::last_os_error());
-        }
-        Ok(())
+            unsafe { libc::ptrace(request, self.tid as libc::pid_t, ptr::null_mut::<libc::c_void>(), data) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     fn answer(self, request: &'static str, source: io::Error) -> Result<(), LaunchError> {
@@ -201,7 +231,42 @@ impl Tracee {
         if source.raw_os_error() == Some(libc::ESRCH) {
             return Ok(());
         }
-        Err(LaunchError::Ptrace { tgid: self.tgid, request, source })
+        Err(LaunchError::Ptrace { tid: self.tid, request, source })
+    }
+}
+
+/// The next change that has happened and was not told yet.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// This thread changed its state.
+    Changed(u32, Change),
+    /// Nothing has happened.
+    Nothing,
+    /// The calling thread traces nothing and has no child.
+    Alone,
+}
+
+/// Takes the next change of what the calling thread traces, and of its own children. Does not wait, and leaves
+/// alone the children of memtrace's other threads.
+///
+/// # Errors
+/// The kernel's, which has no reason for any.
+pub(super) fn next() -> io::Result<Next> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is valid for the write of an int.
+        let tid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD) };
+        match u32::try_from(tid) {
+            Ok(0) => return Ok(Next::Nothing),
+            Ok(tid) => return Ok(Next::Changed(tid, Change::from_status(status))),
+            Err(_) => {}
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::ECHILD) => return Ok(Next::Alone),
+            _ => return Err(error),
+        }
     }
 }
 
@@ -224,6 +289,13 @@ pub(super) fn wait(tgid: u32) -> Result<Change, LaunchError> {
     }
 }
 
+/// Whether two threads have the same address space; `None` where the kernel cannot tell.
+pub(super) fn share_memory(one: u32, other: u32) -> Option<bool> {
+    // SAFETY: a system call on two ids, without pointers; the last two arguments are not used for KCMP_VM.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) };
+    (order >= 0).then_some(order == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +313,18 @@ mod tests {
             (0x80 | libc::SIGSEGV, Change::Ended(Ended::Signal(libc::SIGSEGV))),
             (stop_status(libc::PTRACE_EVENT_EXEC, libc::SIGTRAP), Change::Stopped(Stop::Exec)),
             (stop_status(libc::PTRACE_EVENT_EXIT, libc::SIGTRAP), Change::Stopped(Stop::Exit)),
+            (
+                stop_status(libc::PTRACE_EVENT_FORK, libc::SIGTRAP),
+                Change::Stopped(Stop::New { vfork: false }),
+            ),
+            (
+                stop_status(libc::PTRACE_EVENT_CLONE, libc::SIGTRAP),
+                Change::Stopped(Stop::New { vfork: false }),
+            ),
+            (
+                stop_status(libc::PTRACE_EVENT_VFORK, libc::SIGTRAP),
+                Change::Stopped(Stop::New { vfork: true }),
+            ),
             (stop_status(PTRACE_EVENT_STOP, libc::SIGTRAP), Change::Stopped(Stop::Trap)),
             (stop_status(PTRACE_EVENT_STOP, libc::SIGTSTP), Change::Stopped(Stop::Group)),
             (stop_status(0, libc::SIGTRAP | 0x80), Change::Stopped(Stop::Syscall)),

@@ -27,11 +27,11 @@ fn arguments(command: &[&str]) -> Vec<OsString> {
 }
 
 /// Follows a command to its end, letting `look` see it at each stop.
-fn follow(mut launched: Launched, mut look: impl FnMut(Seen, u32)) -> Vec<Seen> {
+fn watch(mut launched: Launched, mut look: impl FnMut(Seen, u32)) -> Vec<Seen> {
     let mut all = Vec::new();
     while let Some(event) = launched.events.blocking_recv() {
         let (seen, resume) = match event {
-            LaunchEvent::Stopped { at, resume } => {
+            LaunchEvent::Stopped { at, resume, .. } => {
                 let seen = match at {
                     StopReason::AtExec => Seen::Exec,
                     StopReason::NewMapping { .. } => Seen::Mapping,
@@ -39,9 +39,10 @@ fn follow(mut launched: Launched, mut look: impl FnMut(Seen, u32)) -> Vec<Seen> 
                 };
                 (seen, Some(resume))
             }
-            LaunchEvent::Exiting { resume } => (Seen::Exiting, Some(resume)),
+            LaunchEvent::Exiting { resume, .. } => (Seen::Exiting, Some(resume)),
             LaunchEvent::Detached => (Seen::Detached, None),
-            LaunchEvent::Exited(ended) => (Seen::Exited(ended), None),
+            LaunchEvent::Exited { how, .. } => (Seen::Exited(how), None),
+            LaunchEvent::Forked { .. } => panic!("children were not asked for"),
             LaunchEvent::Failed(error) => panic!("{error}: {error:?}"),
         };
         look(seen, launched.tgid);
@@ -53,8 +54,8 @@ fn follow(mut launched: Launched, mut look: impl FnMut(Seen, u32)) -> Vec<Seen> 
 
 /// The events of a command, without the mappings, of which each has at least one unless static.
 fn run(command: &[&str]) -> Vec<Seen> {
-    let launched = launch(&arguments(command)).unwrap();
-    let mut events = follow(launched, |_, _| {});
+    let launched = launch(&arguments(command), false).unwrap();
+    let mut events = watch(launched, |_, _| {});
     events.retain(|event| *event != Seen::Mapping);
     events
 }
@@ -108,8 +109,8 @@ impl Program {
 
 #[test]
 fn events_come_in_order() {
-    let launched = launch(&arguments(&["true"])).unwrap();
-    let events = follow(launched, |_, _| {});
+    let launched = launch(&arguments(&["true"]), false).unwrap();
+    let events = watch(launched, |_, _| {});
     let mappings = events.iter().filter(|e| **e == Seen::Mapping).count();
     assert!(mappings > 0);
     let mut expected = vec![Seen::Mapping; mappings];
@@ -130,7 +131,7 @@ fn exit_codes_and_signals_are_told() {
 
 #[test]
 fn missing_and_unusable_commands_differ() {
-    let error = |command: &str| launch(&arguments(&[command])).unwrap_err();
+    let error = |command: &str| launch(&arguments(&[command]), false).unwrap_err();
     for missing in ["no-such-command-anywhere", "/no/such/file", "/dev/null/x"] {
         let error = error(missing);
         assert!(matches!(error, LaunchError::NotFound { .. }), "{error:?}");
@@ -141,7 +142,7 @@ fn missing_and_unusable_commands_differ() {
     let path = file.to_str().unwrap();
     for mode in [0o644, 0o755] {
         fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-        let outcome = launch(&arguments(&[path]));
+        let outcome = launch(&arguments(&[path]), false);
         match mode {
             0o644 => match outcome.unwrap_err() {
                 LaunchError::CannotExecute { source, .. } => {
@@ -150,12 +151,12 @@ fn missing_and_unusable_commands_differ() {
                 other => panic!("{other:?}"),
             },
             // `execvp` hands a file of no known format to the shell, which is then what was started.
-            _ => drop(follow(outcome.unwrap(), |_, _| {})),
+            _ => drop(watch(outcome.unwrap(), |_, _| {})),
         }
     }
     assert!(matches!(error(path.strip_suffix("/plain").unwrap()), LaunchError::CannotExecute { .. }));
     assert!(matches!(error("a\0b"), LaunchError::ZeroByte { .. }));
-    assert!(matches!(launch(&[]), Err(LaunchError::NoCommand)));
+    assert!(matches!(launch(&[], false), Err(LaunchError::NoCommand)));
 }
 
 const CONSTRUCTOR: &str = r#"
@@ -174,9 +175,9 @@ fn nothing_has_run_when_libraries_are_mapped() {
     for flags in [&[][..], &["-static"], &["-static-pie"]] {
         let program = Program::new(CONSTRUCTOR, flags);
         let flag = program.file("flag");
-        let launched = launch(&arguments(&[&program.path(), &flag])).unwrap();
+        let launched = launch(&arguments(&[&program.path(), &flag]), false).unwrap();
         let mut started = false;
-        follow(launched, |seen, tgid| match seen {
+        watch(launched, |seen, tgid| match seen {
             Seen::Started => {
                 assert!(!Path::new(&flag).exists());
                 assert_eq!(maps(tgid).contains("/libc.so"), flags.is_empty());
@@ -195,7 +196,7 @@ fn nothing_has_run_when_libraries_are_mapped() {
 
 #[test]
 fn a_mapping_is_reported_while_nothing_has_run_from_it() {
-    let mut launched = launch(&arguments(&["true"])).unwrap();
+    let mut launched = launch(&arguments(&["true"]), false).unwrap();
     let mut libc_found = false;
     while let Some(event) = launched.events.blocking_recv() {
         if let LaunchEvent::Stopped { at: StopReason::NewMapping { start_addr }, .. } = event {
@@ -211,10 +212,10 @@ fn a_mapping_is_reported_while_nothing_has_run_from_it() {
 
 #[test]
 fn every_exec_starts_over() {
-    let launched = launch(&arguments(&["sh", "-c", "exec env true"])).unwrap();
+    let launched = launch(&arguments(&["sh", "-c", "exec env true"]), false).unwrap();
     let mut at_exec = Vec::new();
     let mut at_start = Vec::new();
-    follow(launched, |seen, tgid| match seen {
+    watch(launched, |seen, tgid| match seen {
         Seen::Exec => at_exec.push(exe(tgid)),
         Seen::Started => at_start.push(exe(tgid)),
         _ => {}
@@ -226,9 +227,9 @@ fn every_exec_starts_over() {
 
 #[test]
 fn python_is_reached_through_its_wrappers() {
-    let launched = launch(&arguments(&["python3", "-c", "raise SystemExit(5)"])).unwrap();
+    let launched = launch(&arguments(&["python3", "-c", "raise SystemExit(5)"]), false).unwrap();
     let mut last = PathBuf::new();
-    let events = follow(launched, |seen, tgid| {
+    let events = watch(launched, |seen, tgid| {
         if seen == Seen::Started {
             last = exe(tgid);
             assert!(maps(tgid).contains("/libc.so"));
@@ -311,9 +312,9 @@ fn monotonic_ns() -> i64 {
 fn a_stopped_command_stays_stopped_until_continued() {
     let program = Program::new(STOPS_ITSELF, &[]);
     let file = program.file("time");
-    let launched = launch(&arguments(&[&program.path(), &file])).unwrap();
+    let launched = launch(&arguments(&[&program.path(), &file]), false).unwrap();
     let tgid = launched.tgid;
-    let following = std::thread::spawn(|| follow(launched, |_, _| {}));
+    let following = std::thread::spawn(|| watch(launched, |_, _| {}));
     wait_for_group_stop(tgid);
     let before_ns = monotonic_ns();
     send(tgid, libc::SIGCONT);
@@ -414,9 +415,9 @@ fn detaching_works_in_a_stop_and_at_full_speed() {
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let script = format!("read line < {}; exit 3", fifo.display());
     for at_full_speed in [false, true] {
-        let mut launched = launch(&arguments(&["sh", "-c", &script])).unwrap();
+        let mut launched = launch(&arguments(&["sh", "-c", &script]), false).unwrap();
         let mut held = None;
-        while let Some(LaunchEvent::Stopped { at, resume }) = launched.events.blocking_recv() {
+        while let Some(LaunchEvent::Stopped { at, resume, .. }) = launched.events.blocking_recv() {
             if at_full_speed && at != StopReason::Started {
                 continue;
             }
@@ -430,7 +431,7 @@ fn detaching_works_in_a_stop_and_at_full_speed() {
         drop(held);
         // Opening waits for the reader.
         fs::write(&fifo, "go\n").unwrap();
-        let events = follow(launched, |_, _| {});
+        let events = watch(launched, |_, _| {});
         assert_eq!(events, [Seen::Exited(Ended::Code(3))]);
     }
 }
@@ -440,7 +441,7 @@ fn a_command_goes_on_when_nobody_listens() {
     let program = Program::new(CONSTRUCTOR, &[]);
     let flag = program.file("fifo");
     assert!(Command::new("mkfifo").arg(&flag).status().unwrap().success());
-    let launched = launch(&arguments(&[&program.path(), &flag])).unwrap();
+    let launched = launch(&arguments(&[&program.path(), &flag]), false).unwrap();
     drop(launched);
     // The constructor opens it for writing, which waits for this reader.
     assert_eq!(fs::read(&flag).unwrap(), b"");

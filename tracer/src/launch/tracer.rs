@@ -1,301 +1,228 @@
-//! The two threads behind a launched command: one owns the `ptrace` relation and acts on messages, the other
-//! waits for the process and turns what `waitpid` returns into messages.
-//!
-//! Only the thread that seized a process may make requests of it, but every thread may wait for it. With a
-//! thread for each, the owner is never blocked in the kernel, so that it can always be asked to detach.
+//! The owner of the `ptrace` relation: takes what happens to the traced threads and what the session wants, one
+//! by one, and never waits for the one while the other is there.
 
 use std::io;
 use std::sync::mpsc;
-use std::thread;
+use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::child::{self, Arguments, Released};
+use super::births::Births;
+use super::child::Released;
+use super::ends::LOOK_INTERVAL;
 use super::loading::{Loading, Step};
-use super::ptrace::{self, Change, Stop, Tracee};
+use super::mail::{Inbox, Mail, Message, StopId};
+use super::ptrace::{self, Change, Next, Stop, Tracee};
+use super::table::{State, Table};
 use super::{Ended, LaunchError, LaunchEvent, Resume, StopReason};
 
-/// Which stop a [`Resume`] is for: the count of stops so far.
-pub(super) type StopId = u64;
+/// Should a SIGCHLD get lost, because something else in memtrace has taken the signal's handler, the traced
+/// processes are held up for this long.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
 
-/// What the owner of the `ptrace` relation is told.
+/// Why the owner stops tracing while there is something to trace.
 #[derive(Debug)]
-pub(super) enum Message {
-    /// The process changed its state, or cannot be waited for any more.
-    Changed(Result<Change, LaunchError>),
-    /// The session is done with a stop.
-    Resume(StopId),
-    /// The process is to go on untraced.
-    Detach,
+pub(super) enum Leave {
+    /// The session wants it, or is gone.
+    Asked,
+    /// It cannot be traced any more.
+    Failed(LaunchError),
 }
 
-/// Makes the threads and the child; returns when the child has become the command.
-pub(super) fn spawn(
-    arguments: Arguments,
-    events: UnboundedSender<LaunchEvent>,
-) -> Result<(mpsc::Sender<Message>, u32), LaunchError> {
-    let command = arguments.program();
-    let (messages, inbox) = mpsc::channel();
-    let (begun, begin) = mpsc::sync_channel(1);
-    let for_owner = messages.clone();
-    let owner = move || own(&arguments, events, for_owner, inbox, begun);
-    thread::Builder::new()
-        .name("memtrace-ptrace".to_owned())
-        .spawn(owner)
-        .map_err(|source| LaunchError::Resource { command, what: "thread", source })?;
-    let tgid = begin.recv().expect("the owner tells how it began before it ends")?;
-    Ok((messages, tgid))
-}
-
-/// The body of the thread that owns the `ptrace` relation.
-fn own(
-    arguments: &Arguments,
-    events: UnboundedSender<LaunchEvent>,
-    messages: mpsc::Sender<Message>,
-    inbox: mpsc::Receiver<Message>,
-    begun: mpsc::SyncSender<Result<u32, LaunchError>>,
-) {
-    let (tracee, released) = match begin(arguments, &messages) {
-        Ok(child) => child,
-        Err(error) => {
-            let _ = begun.send(Err(error));
-            return;
-        }
-    };
-    let mut tracer = Tracer {
-        tracee,
-        phase: Phase::Starting { released, begun, command: arguments.program() },
-        stops: 0,
-        waiting: false,
-        detaching: false,
-        events,
-        messages,
-    };
-    for message in inbox {
-        let outcome = match message {
-            Message::Changed(Ok(Change::Stopped(stop))) => tracer.stopped(stop),
-            Message::Changed(Ok(Change::Ended(ended))) => return tracer.end(Ok(ended)),
-            Message::Changed(Err(error)) => return tracer.end(Err(error)),
-            Message::Resume(stop) => tracer.resume(stop),
-            Message::Detach => tracer.detach(),
-        };
-        if let Err(error) = outcome {
-            tracer.fail(error);
-        }
+impl From<LaunchError> for Leave {
+    fn from(error: LaunchError) -> Self {
+        Self::Failed(error)
     }
 }
 
-/// Makes the child, seizes it, and lets it execute the command.
-fn begin(arguments: &Arguments, messages: &mpsc::Sender<Message>) -> Result<(Tracee, Released), LaunchError> {
-    let held = child::fork(arguments)?;
-    let tracee = Tracee { tgid: held.tgid };
-    let seized = tracee.seize().and_then(|()| start_waiting(tracee.tgid, arguments, messages.clone()));
-    if let Err(error) = seized {
-        held.abandon();
-        reap(tracee);
-        return Err(error);
+/// A command that was let go and has not yet become what it is to be.
+pub(super) struct Starting {
+    /// Tells why it did not.
+    pub(super) released: Released,
+    /// The caller of `launch` waits for this.
+    pub(super) begun: mpsc::SyncSender<Result<u32, LaunchError>>,
+    /// The command as given.
+    pub(super) command: String,
+}
+
+impl Starting {
+    /// The process has ended instead.
+    pub(super) fn failed(mut self, ended: Ended) {
+        let command = self.command;
+        let _ = self.begun.send(Err(match self.released.failure() {
+            // As shells tell a missing program from one that cannot be run.
+            Some(source) => match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => LaunchError::NotFound { command, source },
+                _ => LaunchError::CannotExecute { command, source },
+            },
+            None => LaunchError::EndedEarly { command, ended },
+        }));
     }
-    Ok((tracee, held.execute()))
-}
-
-/// Makes the thread that waits.
-fn start_waiting(
-    tgid: u32,
-    arguments: &Arguments,
-    messages: mpsc::Sender<Message>,
-) -> Result<(), LaunchError> {
-    let refused =
-        |source: io::Error| LaunchError::Resource { command: arguments.program(), what: "thread", source };
-    let wait = move || {
-        loop {
-            let change = ptrace::wait(tgid);
-            let last = !matches!(change, Ok(Change::Stopped(_)));
-            if messages.send(Message::Changed(change)).is_err() || last {
-                return;
-            }
-        }
-    };
-    thread::Builder::new().name("memtrace-wait".to_owned()).spawn(wait).map(drop).map_err(refused)
-}
-
-/// Waits for the end of a child that was told to leave.
-fn reap(tracee: Tracee) {
-    while let Ok(Change::Stopped(_)) = ptrace::wait(tracee.tgid) {
-        if tracee.resume(0).is_err() {
-            return;
-        }
-    }
-}
-
-/// How far the process is.
-enum Phase {
-    /// Not yet the command.
-    Starting { released: Released, begun: mpsc::SyncSender<Result<u32, LaunchError>>, command: String },
-    /// The dynamic loader is at work; followed from system call to system call.
-    Loading(Loading),
-    /// At full speed.
-    Running,
-    /// Not traced any more.
-    Detached,
 }
 
 /// The owner's state.
-struct Tracer {
-    tracee: Tracee,
-    phase: Phase,
+pub(super) struct Tracer {
+    /// Id of the thread that it runs in.
+    pub(super) owner_tid: u32,
+    /// Whether new processes are followed, for which all threads are traced.
+    pub(super) children: bool,
+    /// Process id of the command, until it has ended.
+    pub(super) command: Option<u32>,
+    /// Set until the command is what it is to be.
+    pub(super) starting: Option<Starting>,
+    pub(super) table: Table,
+    pub(super) births: Births,
     /// Stops reported so far; the number of the last one.
-    stops: StopId,
-    /// Whether the process is in that stop still.
-    waiting: bool,
-    /// Whether it shall go on untraced from its next stop.
-    detaching: bool,
-    events: UnboundedSender<LaunchEvent>,
-    messages: mpsc::Sender<Message>,
+    pub(super) stops: StopId,
+    pub(super) events: UnboundedSender<LaunchEvent>,
+    pub(super) mail: Mail,
 }
 
 impl Tracer {
-    /// Acts on a stop of the process.
-    fn stopped(&mut self, stop: Stop) -> Result<(), LaunchError> {
-        let signal = match stop {
-            Stop::Signal(signal) => signal,
-            _ => 0,
+    /// One that traces nothing yet.
+    pub(super) fn new(children: bool, mail: Mail, events: UnboundedSender<LaunchEvent>) -> Self {
+        Self {
+            owner_tid: 0,
+            children,
+            command: None,
+            starting: None,
+            table: Table::default(),
+            births: Births::default(),
+            stops: 0,
+            events,
+            mail,
+        }
+    }
+
+    /// Traces until nothing is left to be traced.
+    pub(super) fn run(&mut self, inbox: &Inbox) -> Result<(), Leave> {
+        loop {
+            while let Some(message) = inbox.next() {
+                match message {
+                    Message::Resume(tid, stop) => self.resume(tid, stop)?,
+                    Message::Detach => return Err(Leave::Asked),
+                }
+            }
+            let is_looking = self.births.is_waiting() || self.table.ending().next().is_some();
+            if is_looking {
+                self.give_up_on_announcements()?;
+                self.look_at_all_ending()?;
+            }
+            match ptrace::next().map_err(LaunchError::WaitForAll)? {
+                Next::Changed(tid, Change::Stopped(stop)) => self.stopped(tid, stop)?,
+                Next::Changed(tid, Change::Ended(how)) => self.has_ended(tid, how)?,
+                Next::Alone => return self.check_command(),
+                // A process that the command has left to memtrace (CLONE_PARENT) is not waited for.
+                Next::Nothing if !self.children && self.table.is_empty() => return Ok(()),
+                Next::Nothing => inbox.sleep(if is_looking { LOOK_INTERVAL } else { SLEEP_MAX }),
+            }
+        }
+    }
+
+    /// Nothing is left. The command's end must have been seen by now.
+    fn check_command(&self) -> Result<(), Leave> {
+        let source = io::Error::from_raw_os_error(libc::ECHILD);
+        self.command.map_or(Ok(()), |tgid| Err(LaunchError::Wait { tgid, source }.into()))
+    }
+
+    /// Acts on a stop of a thread.
+    fn stopped(&mut self, tid: u32, stop: Stop) -> Result<(), Leave> {
+        if stop == Stop::Exec {
+            return self.has_executed(tid);
+        }
+        let Some(thread) = self.table.thread(tid) else {
+            return self.stopped_unannounced(tid, stop);
         };
-        if let (Phase::Starting { begun, .. }, Stop::Exec) = (&self.phase, stop) {
-            // The caller of `launch` waits for it.
-            let _ = begun.send(Ok(self.tracee.tgid));
-            self.phase = Phase::Running;
-        }
-        if self.detaching {
-            return self.let_go(signal);
-        }
-        if matches!(self.phase, Phase::Detached) {
-            // The kernel did not let it go when it was asked before.
-            let _ = self.tracee.detach(signal);
-            return Ok(());
+        let (tgid, state) = (thread.tgid, thread.state);
+        self.note_group_stop(tid, stop);
+        if state == State::New {
+            return self.stopped_first(tid, tgid, stop);
         }
         match stop {
-            Stop::Exec => {
-                self.phase = Phase::Loading(Loading::new(is_audited(self.tracee.tgid)));
-                self.report(|resume| LaunchEvent::Stopped { at: StopReason::AtExec, resume })
+            Stop::Exit => {
+                self.births.forget(tid);
+                self.is_ending(tid)
             }
-            // A child that never became the command has nothing to be read.
-            Stop::Exit if matches!(self.phase, Phase::Starting { .. }) => self.go_on(0),
-            Stop::Exit => self.report(|resume| LaunchEvent::Exiting { resume }),
-            Stop::Syscall => self.at_syscall(),
-            Stop::Group => self.tracee.listen(),
-            Stop::Trap => self.go_on(0),
-            Stop::Signal(signal) => self.go_on(signal),
+            Stop::New { vfork } => self.has_made(tid, vfork),
+            Stop::Syscall => self.at_syscall(tid, tgid),
+            Stop::Signal(signal) => self.go_on(tid, signal),
+            Stop::Group | Stop::Trap | Stop::Exec => self.go_on(tid, 0),
         }
+    }
+
+    /// Keeps in mind whether a stopped thread is to stay so until a SIGCONT.
+    pub(super) fn note_group_stop(&mut self, tid: u32, stop: Stop) {
+        if let Some(thread) = self.table.thread_mut(tid) {
+            thread.in_group_stop = stop == Stop::Group;
+        }
+    }
+
+    /// A process, which has one thread now, is at the first instruction of a new program.
+    fn has_executed(&mut self, tgid: u32) -> Result<(), Leave> {
+        self.table.start_over(tgid);
+        if self.command == Some(tgid)
+            && let Some(starting) = self.starting.take()
+        {
+            // The caller of `launch` waits for it.
+            let _ = starting.begun.send(Ok(tgid));
+        }
+        if let Some(process) = self.table.process_mut(tgid) {
+            process.reported = true;
+            process.loading = Some(Loading::new(is_audited(tgid)));
+        }
+        self.report(tgid, |resume| LaunchEvent::Stopped { tgid, at: StopReason::AtExec, resume })
     }
 
     /// Acts on a stop at a system call.
-    fn at_syscall(&mut self) -> Result<(), LaunchError> {
-        let Phase::Loading(loading) = &mut self.phase else {
-            return self.go_on(0);
-        };
-        let at = match loading.observe(self.tracee.syscall()?) {
-            Step::Follow => return self.go_on(0),
+    fn at_syscall(&mut self, tid: u32, tgid: u32) -> Result<(), Leave> {
+        let Some(process) = self.table.process_mut(tgid) else { return Ok(()) };
+        let Some(loading) = &mut process.loading else { return self.go_on(tid, 0) };
+        let at = match loading.observe(Tracee { tid }.syscall()?) {
+            Step::Follow => return self.go_on(tid, 0),
             Step::Mapped { start_addr } => StopReason::NewMapping { start_addr },
             Step::Started => {
-                self.phase = Phase::Running;
+                process.loading = None;
                 StopReason::Started
             }
         };
-        self.report(|resume| LaunchEvent::Stopped { at, resume })
+        self.report(tid, |resume| LaunchEvent::Stopped { tgid, at, resume })
     }
 
-    /// Tells the session of a stop and leaves the process in it. Where nobody listens any more, the process goes
-    /// on untraced.
-    fn report(&mut self, event: impl FnOnce(Resume) -> LaunchEvent) -> Result<(), LaunchError> {
+    /// Tells the session of a stop and leaves the thread in it.
+    pub(super) fn report(
+        &mut self,
+        tid: u32,
+        event: impl FnOnce(Resume) -> LaunchEvent,
+    ) -> Result<(), Leave> {
         self.stops += 1;
-        self.waiting = true;
-        let resume = Resume { stop: self.stops, messages: self.messages.clone() };
-        if self.events.send(event(resume)).is_err() {
-            return self.let_go(0);
-        }
-        Ok(())
+        self.table.set_state(tid, State::Held(self.stops));
+        let resume = Resume { tid, stop: self.stops, mail: self.mail.clone() };
+        self.tell(event(resume))
     }
 
-    /// The session is done with `stop`, which may be an earlier one: a process that is killed leaves its stop.
-    fn resume(&mut self, stop: StopId) -> Result<(), LaunchError> {
-        if !self.waiting || stop != self.stops {
-            return Ok(());
-        }
-        self.go_on(0)
+    /// Tells the session. Where nobody listens any more, all go on untraced.
+    pub(super) fn tell(&self, event: LaunchEvent) -> Result<(), Leave> {
+        self.events.send(event).map_err(|_| Leave::Asked)
     }
 
-    /// Lets the process go on to its next stop.
-    fn go_on(&mut self, signal: i32) -> Result<(), LaunchError> {
-        self.waiting = false;
-        match self.phase {
-            Phase::Loading(_) => self.tracee.resume_to_syscall(signal),
-            Phase::Starting { .. } | Phase::Running => self.tracee.resume(signal),
-            Phase::Detached => Ok(()),
+    /// The session is done with `stop`, which may be an earlier one: a thread that is killed leaves its stop.
+    fn resume(&mut self, tid: u32, stop: StopId) -> Result<(), Leave> {
+        match self.table.thread(tid) {
+            Some(thread) if thread.state == State::Held(stop) => self.go_on(tid, 0),
+            _ => Ok(()),
         }
     }
 
-    /// The session wants the process to go on untraced.
-    fn detach(&mut self) -> Result<(), LaunchError> {
-        if matches!(self.phase, Phase::Detached) || self.detaching {
-            return Ok(());
+    /// Lets a stopped thread go on to its next stop.
+    pub(super) fn go_on(&mut self, tid: u32, signal: i32) -> Result<(), Leave> {
+        self.table.set_state(tid, State::Going);
+        let tracee = Tracee { tid };
+        if self.table.thread(tid).is_some_and(|thread| thread.in_group_stop) {
+            return Ok(tracee.listen()?);
         }
-        if self.waiting {
-            return self.let_go(0);
-        }
-        // Requests are only taken from a stopped process: make it stop.
-        self.detaching = true;
-        self.tracee.interrupt()
-    }
-
-    /// Ends the tracing of the stopped process.
-    fn let_go(&mut self, signal: i32) -> Result<(), LaunchError> {
-        self.waiting = false;
-        self.detaching = false;
-        self.phase = Phase::Detached;
-        self.tracee.detach(signal)?;
-        // A session that is gone does not need to know.
-        let _ = self.events.send(LaunchEvent::Detached);
-        Ok(())
-    }
-
-    /// Gives up on tracing. The process goes on, if the kernel lets it go.
-    fn fail(&mut self, error: LaunchError) {
-        self.waiting = false;
-        self.detaching = false;
-        let _ = self.tracee.detach(0);
-        match std::mem::replace(&mut self.phase, Phase::Detached) {
-            Phase::Starting { begun, .. } => {
-                let _ = begun.send(Err(error));
-            }
-            _ => {
-                let _ = self.events.send(LaunchEvent::Failed(error));
-            }
-        }
-    }
-
-    /// The process is gone, or cannot be waited for: tells whoever waits for it.
-    fn end(self, ended: Result<Ended, LaunchError>) {
-        if let Phase::Starting { mut released, begun, command } = self.phase {
-            let error = match (released.failure(), ended) {
-                (Some(source), _) => exec_error(command, source),
-                (None, Ok(ended)) => LaunchError::EndedEarly { command, ended },
-                (None, Err(error)) => error,
-            };
-            let _ = begun.send(Err(error));
-            return;
-        }
-        let _ = self.events.send(match ended {
-            Ok(ended) => LaunchEvent::Exited(ended),
-            Err(error) => LaunchEvent::Failed(error),
-        });
-    }
-}
-
-/// Tells a missing program from one that cannot be run, as shells do.
-fn exec_error(command: String, source: io::Error) -> LaunchError {
-    match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) => LaunchError::NotFound { command, source },
-        _ => LaunchError::CannotExecute { command, source },
+        // Only the first thread is there while the dynamic loader is at work.
+        let is_loading = self.table.process(tid).is_some_and(|process| process.loading.is_some());
+        Ok(if is_loading { tracee.resume_to_syscall(signal) } else { tracee.resume(signal) }?)
     }
 }
 

@@ -98,7 +98,7 @@ async fn start(plan: &TracePlan, command: &[std::ffi::OsString]) -> Result<ExitC
     ready()?;
     let mut stop = Stop::at_signal().context("watch for signals")?;
     let mut live = Live::new(plan, Vec::new()).map_err(as_launch_failure)?;
-    let mut launched = launch(command).map_err(launch_failure)?;
+    let mut launched = launch(command, false).map_err(launch_failure)?;
     trace_command(plan, &mut live, &mut launched, &mut stop).await.map_err(as_launch_failure)
 }
 
@@ -129,8 +129,8 @@ async fn trace_command(
             }
         };
         match event {
-            Some(LaunchEvent::Stopped { at, resume }) => {
-                look_at_stopped(plan, live, launched.tgid)?;
+            Some(LaunchEvent::Stopped { tgid, at, resume }) => {
+                look_at_stopped(plan, live, tgid)?;
                 if at == StopReason::Started && !has_begun {
                     live.begin()?;
                     stop.after(plan.duration);
@@ -138,16 +138,17 @@ async fn trace_command(
                 }
                 drop(resume);
             }
-            Some(LaunchEvent::Exiting { resume }) => {
+            Some(LaunchEvent::Exiting { resume, .. }) => {
                 live.last_look();
                 drop(resume);
             }
-            Some(LaunchEvent::Exited(how)) => {
+            Some(LaunchEvent::Exited { how, .. }) => {
                 ended = Some(how);
                 break;
             }
             Some(LaunchEvent::Failed(error)) => return Err(launch_failure(error)),
-            Some(LaunchEvent::Detached) => {}
+            // Processes that the command forks are not followed.
+            Some(LaunchEvent::Forked { .. } | LaunchEvent::Detached) => {}
             None => break,
         }
     }
@@ -155,7 +156,7 @@ async fn trace_command(
     if ended.is_none() {
         launched.detach();
         while let Some(event) = launched.events.recv().await {
-            if let LaunchEvent::Exited(how) = event {
+            if let LaunchEvent::Exited { how, .. } = event {
                 ended = Some(how);
             }
         }

@@ -30,11 +30,11 @@ fn play_memtrace_until_killed() {
     if let "forked" | "seized" = stage {
         let held = child::fork(&child::Arguments::new(&command).unwrap()).unwrap();
         if stage == "seized" {
-            ptrace::Tracee { tgid: held.tgid }.seize().unwrap();
+            ptrace::Tracee { tid: held.tgid }.seize(false).unwrap();
         }
         await_kill(held.tgid);
     }
-    let launched = launch(&command).unwrap();
+    let launched = launch(&command, false).unwrap();
     if stage == "stopped" {
         let tgid = launched.tgid;
         std::thread::spawn(move || {
@@ -42,7 +42,7 @@ fn play_memtrace_until_killed() {
             await_kill(tgid);
         });
     }
-    follow(launched, |seen, tgid| {
+    watch(launched, |seen, tgid| {
         let reached = match seen {
             Seen::Exec => "exec",
             Seen::Mapping => "mapping",
