@@ -1,6 +1,8 @@
 //! Launching real programs. They are compiled here, where what they do matters.
 
+mod children;
 mod killed;
+mod recorded;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
