@@ -1,6 +1,8 @@
 //! Launching real programs. They are compiled here, where what they do matters.
 
 mod children;
+mod crowd;
+mod ends;
 mod killed;
 mod recorded;
 
