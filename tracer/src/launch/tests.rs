@@ -5,6 +5,7 @@ mod crowd;
 mod ends;
 mod killed;
 mod recorded;
+mod running;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
