@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod bless;
 mod cargo;
 mod check;
@@ -40,6 +41,8 @@ enum Command {
     Test(test::Args),
     /// Trace a leaking server for five seconds; leaves report and flame graph in demo/
     Demo,
+    /// Measure what tracing costs, beside peers (root); writes docs/overhead.md
+    Bench(bench::Args),
     /// Rewrite the golden files from what the code makes now
     Bless,
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(args).map(succeeded),
         Command::Test(args) => test::run(args),
         Command::Demo => demo::run().map(succeeded),
+        Command::Bench(args) => bench::run(args),
         Command::Bless => bless::run().map(succeeded),
     };
     result.unwrap_or_else(|error| {

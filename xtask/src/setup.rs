@@ -164,7 +164,7 @@ fn llvm_major(verbose_version: &str) -> Option<u32> {
 }
 
 /// Those of the packages that dpkg does not have installed.
-fn missing_packages(names: impl IntoIterator<Item = String>) -> Vec<String> {
+pub fn missing_packages(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let installed = |name: &String| {
         // dpkg-query fails for a package that it has never heard of.
         let status =
@@ -174,7 +174,8 @@ fn missing_packages(names: impl IntoIterator<Item = String>) -> Vec<String> {
     names.into_iter().filter(|name| !installed(name)).collect()
 }
 
-fn install_packages(names: &[String]) -> Result<()> {
+/// Installs Debian packages. Fails when apt-get does.
+pub fn install_packages(names: &[String]) -> Result<()> {
     process::run(Command::new("apt-get").args(["update", "-q"]))?;
     let mut install = Command::new("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-q", "-y", "--no-install-recommends"]);
@@ -193,7 +194,8 @@ fn install_bpf_linker(llvm: u32) -> Result<()> {
     process::run(install.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]))
 }
 
-fn confirm() -> Result<()> {
+/// Asks at the terminal whether to go on. Fails when the answer is no, or nobody is there.
+pub fn confirm() -> Result<()> {
     if !std::io::stdin().is_terminal() {
         bail!("nobody to ask; pass --yes to install");
     }

@@ -14,7 +14,7 @@ use crate::process::say;
 use crate::setup;
 
 pub mod runner;
-mod shared_python;
+pub mod shared_python;
 mod tally;
 
 use runner::{Run, can_be_root};

@@ -1,0 +1,153 @@
+//! `cargo xtask bench`: what tracing costs on this machine, beside peers, written to `docs/overhead.md`.
+
+use std::fs;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cargo;
+use crate::process::{is_root, say};
+use crate::workspace;
+
+mod attach;
+mod claims;
+mod figures;
+mod machine;
+mod measure;
+mod memory_use;
+mod page;
+mod peers;
+mod samples;
+mod started;
+mod table;
+mod targets;
+mod tools;
+
+use figures::Effort;
+use machine::Machine;
+use measure::Bench;
+use page::Page;
+use peers::{Consent, Peers};
+use targets::Python;
+use tools::Tool;
+
+/// The committed record.
+const RECORD: &str = "docs/overhead.md";
+
+/// Flags of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Fewer repeats, and no peers that need minutes; leaves docs/overhead.md alone
+    #[arg(long)]
+    quick: bool,
+    /// Measure this alone; may be given several times; leaves docs/overhead.md alone
+    #[arg(long, value_name = "NAME")]
+    only: Vec<Figure>,
+    /// Install missing peers without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Figure {
+    /// ns per malloc and free of a C loop
+    Pairs,
+    /// The highest rate without loss
+    Lossless,
+    /// Requests per second of a Python server
+    Server,
+    /// Memory of memtrace with millions of live blocks
+    Memory,
+}
+
+impl Args {
+    fn wants(&self, figure: Figure) -> bool {
+        self.only.is_empty() || self.only.contains(&figure)
+    }
+
+    fn is_record(&self) -> bool {
+        !self.quick && self.only.is_empty()
+    }
+
+    /// As one would type it.
+    fn command(&self) -> String {
+        let mut words = vec!["cargo xtask bench".to_owned()];
+        words.extend(self.quick.then(|| "--quick".to_owned()));
+        words.extend(
+            self.only.iter().map(|figure| format!("--only {}", format!("{figure:?}").to_lowercase())),
+        );
+        words.join(" ")
+    }
+}
+
+/// Measures, prints the page, and writes it: a full run to `docs/overhead.md`, another beside the build.
+///
+/// A peer that is missing has a row that says so. The exit code is 1 when a claim does not hold or could not be
+/// measured; the page is written all the same. Fails when memtrace or a target does.
+pub fn run(args: Args) -> Result<ExitCode> {
+    if !is_root() {
+        bail!(
+            "the bench attaches probes and reads what only root may: run it as root (`sudo -E cargo xtask bench`)"
+        );
+    }
+    let machine = Machine::look()?;
+    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let memtrace = cargo::build_memtrace()?;
+    targets::build_pairs()?;
+    let pythons = if args.wants(Figure::Server) { Python::find()? } else { Vec::new() };
+    let mut tools: Vec<Tool> = Vec::new();
+    for (figure, its_tools) in
+        [(Figure::Pairs, &figures::PAIR_TOOLS[..]), (Figure::Server, &figures::SERVER_TOOLS[..])]
+    {
+        if args.wants(figure) {
+            tools.extend(effort.tools(its_tools));
+        }
+    }
+    tools.sort();
+    tools.dedup();
+    let consent = if args.yes { Consent::Given } else { Consent::Ask };
+    let peers = Peers::set_up(&tools, &pythons, consent);
+    let bench = Bench { memtrace: &memtrace, peers: &peers };
+
+    let pairs = if args.wants(Figure::Pairs) { figures::pairs(&bench, &effort) } else { Vec::new() };
+    let lossless =
+        if args.wants(Figure::Lossless) { figures::lossless(&bench, &effort)? } else { Vec::new() };
+    let memory = if args.wants(Figure::Memory) { Some(figures::memory(&bench, &effort)?) } else { None };
+    let server = figures::server(&bench, &effort, &pythons);
+
+    let claims = claims::all(&pairs, &lossless, memory.as_ref());
+    let kept = claims.iter().all(|claim| claim.holds() == Some(true));
+    let versions = peers.versions().to_vec();
+    let command = args.command();
+    let page = Page { machine, command, versions, effort, claims, pairs, lossless, server, memory };
+    let text = page.render();
+    let path = if args.is_record() {
+        workspace::root().join(RECORD)
+    } else {
+        targets::build_dir().join("overhead.md")
+    };
+    fs::write(&path, &text).with_context(|| format!("write {}", path.display()))?;
+    println!("{text}");
+    say(format!("written to {}", path.display()));
+    if !kept {
+        say("not every claim holds or was measured; see the table of claims");
+    }
+    Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_run_is_the_record() {
+        let whole = Args { quick: false, only: Vec::new(), yes: true };
+        assert!(whole.is_record() && whole.wants(Figure::Server));
+        assert_eq!(whole.command(), "cargo xtask bench");
+        let part = Args { quick: true, only: vec![Figure::Pairs, Figure::Memory], yes: false };
+        assert!(!part.is_record() && part.wants(Figure::Memory) && !part.wants(Figure::Server));
+        assert_eq!(part.command(), "cargo xtask bench --quick --only pairs --only memory");
+        assert!(!Args { quick: true, ..whole }.is_record());
+    }
+}
