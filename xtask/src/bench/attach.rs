@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::started::Started;
 use super::targets::{Target, build_dir, libc_of};
@@ -57,7 +56,12 @@ struct Loss {
 #[derive(Debug, Deserialize)]
 struct Row {
     alloc_count: u64,
-    frames: Vec<IgnoredAny>,
+    frames: Vec<Frame>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Frame {
+    inlined: bool,
 }
 
 impl Report {
@@ -81,9 +85,10 @@ impl Report {
         (self.totals.outstanding_count, self.totals.outstanding_bytes)
     }
 
-    /// Frames of the stack with most allocations.
+    /// Frames of the stack with most allocations, without those that only the compiler knows.
     pub fn frames(&self) -> Option<usize> {
-        self.stacks.iter().max_by_key(|row| row.alloc_count).map(|row| row.frames.len())
+        let row = self.stacks.iter().max_by_key(|row| row.alloc_count)?;
+        Some(row.frames.iter().filter(|frame| !frame.inlined).count())
     }
 }
 
@@ -179,7 +184,7 @@ mod tests {
     fn a_report_is_summed_up() {
         let json = r#"{"schema":"memtrace.report.v1","totals":{"alloc_count":12,"outstanding_count":5,"outstanding_bytes":50},
             "loss":{"events_lost":1,"stacks_lost":2,"probes_missed":4},
-            "stacks":[{"alloc_count":2,"frames":[{},{},{}]},{"alloc_count":10,"frames":[{},{}]}]}"#;
+            "stacks":[{"alloc_count":2,"frames":[{"inlined":false}]},{"alloc_count":10,"frames":[{"inlined":true},{"inlined":false},{"inlined":false}]}]}"#;
         let report = Report::parse(json.as_bytes()).expect("a report");
         assert_eq!((report.lost(), report.allocations(), report.outstanding()), (7, 12, (5, 50)));
         assert_eq!(report.frames(), Some(2));
