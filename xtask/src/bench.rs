@@ -121,7 +121,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let versions = peers.versions().to_vec();
     let command = args.command();
     let page = Page { machine, command, versions, effort, claims, pairs, lossless, server, memory };
-    let text = page.render();
+    // A peer's words may name files of this machine.
+    let text = page.render().replace(&workspace::root().display().to_string(), ".");
     let path = if args.is_record() {
         workspace::root().join(RECORD)
     } else {

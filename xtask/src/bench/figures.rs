@@ -60,7 +60,7 @@ pub struct Effort {
 impl Effort {
     /// For the record: some ten minutes.
     pub const FULL: Self =
-        Self { quick: false, pairs: (5, 1000), lossless: (2, 8000), server: (3, 2000), blocks: 5_000_000 };
+        Self { quick: false, pairs: (5, 700), lossless: (2, 8000), server: (3, 1500), blocks: 5_000_000 };
 
     /// For trying out: under two minutes.
     pub const QUICK: Self =

@@ -25,6 +25,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Whether other work may have disturbed the figures: more than half a core of it.
+    pub fn was_busy(&self) -> bool {
+        self.load_before.parse().is_ok_and(|load: f64| load > 0.5)
+    }
+
     /// Asks the machine. Fails when `/proc` or a program of every Debian is missing.
     pub fn look() -> Result<Self> {
         let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));

@@ -33,6 +33,9 @@ pub struct Page {
 
 const NOT_RUN: &str = "Not measured in this run.\n";
 
+const BUSY: &str =
+    "\n**The machine was busy with other work when the run began: the figures are doubtful.**\n";
+
 impl Page {
     /// The whole page in Markdown.
     pub fn render(&self) -> String {
@@ -61,7 +64,8 @@ impl Page {
              they lie apart.\n\n\
              | | |\n|---|---|\n| command | `{command}` |\n| date | {date} |\n| processor | {processor} |\n\
              | cores | {cores}; load average before the run {load_before} |\n| kernel | Linux {kernel} |\n\
-             | C library | {libc} |\n| peers | {peers} |\n"
+             | C library | {libc} |\n| peers | {peers} |\n{}",
+            if self.machine.was_busy() { BUSY } else { "" }
         )
     }
 
@@ -216,10 +220,9 @@ fn server_sentence(table: &Table) -> String {
         return String::new();
     };
     let Some(share) = ratio(own, script) else { return String::new() };
-    let (more, share) = if share >= 1.0 { ("more", share) } else { ("fewer", 1.0 / share) };
+    let share = times(share);
     format!(
-        "\nOn the same functions, a server under memtrace answers {} {more} requests than under the bpftrace script.\n",
-        times(share)
+        "\nOn the same functions, a server under memtrace answers {share} as many requests as under the bpftrace script.\n"
     )
 }
 

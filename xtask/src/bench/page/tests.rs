@@ -86,6 +86,14 @@ fn the_run_and_the_machine_are_named() {
 }
 
 #[test]
+fn a_busy_machine_is_told() {
+    assert!(!page().render().contains("busy"));
+    let mut other = page();
+    other.machine.load_before = "1.20".into();
+    assert!(other.render().contains("**The machine was busy"));
+}
+
+#[test]
 fn a_pair_has_its_median_spread_ratio_and_what_is_added() {
     let text = page().render();
     for line in [
@@ -131,7 +139,7 @@ fn rates_slowdowns_and_memory_have_their_lines() {
     for line in [
         "| 2 | 812,345 | 9 | none found |",
         "| memtrace | 1,000 | 1,000 – 1,000 | 20 × | 7 |",
-        "On the same functions, a server under memtrace answers 4 × more requests than under the bpftrace script.",
+        "On the same functions, a server under memtrace answers 4 × as many requests as under the bpftrace script.",
         "| memtrace, `VmRSS` | 10.0 | 130.0 | 120 |",
         "| memtrace's maps in the kernel | 1.0 | 1.0 | 0 |",
         "The report showed 1,048,576 blocks with 67,108,864 bytes outstanding; 0 events were lost.",
