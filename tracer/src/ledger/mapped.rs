@@ -1,17 +1,42 @@
-//! Anonymous mappings, which can be unmapped in parts.
+//! Anonymous mappings and the program break, which can be given back in parts.
 
 use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
+use tracer_common::probe::Function;
 
 use super::rows::{RowId, Rows};
 
 /// Mappings are whole pages of this many bytes; larger pages are multiples of it.
 const PAGE_BYTES: u64 = 4096;
 
-/// A stretch of pages that belongs to one block.
+/// A range of addresses that a call takes or gives back; never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct Span {
+    start_addr: u64,
+    end_addr: u64,
+    /// First address behind the bytes that the call named: the rest of the last page is nobody's.
+    asked_end_addr: u64,
+}
+
+impl Span {
+    /// What a call of `function` (its number) does to `size_bytes` at `addr`; `None` where that is nothing.
+    /// Mappings begin and end with pages. The break moves by bytes: neighbours may share a page.
+    pub fn of(function: u8, addr: u64, size_bytes: u64) -> Option<Self> {
+        let asked_end_addr = addr.checked_add(size_bytes).filter(|end| *end > addr)?;
+        let by_bytes = matches!(Function::from_number(function), Some(Function::Sbrk | Function::Brk));
+        let (start_addr, end_addr) = if by_bytes {
+            (addr, asked_end_addr)
+        } else {
+            (addr & !(PAGE_BYTES - 1), asked_end_addr.checked_next_multiple_of(PAGE_BYTES)?)
+        };
+        Some(Self { start_addr, end_addr, asked_end_addr })
+    }
+}
+
+/// A stretch that belongs to one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
     start_addr: u64,
     end_addr: u64,
     block: u64,
@@ -22,10 +47,12 @@ pub struct Piece {
 struct MappedBlock {
     row: RowId,
     time_ns: u64,
-    /// First address behind the bytes asked for: the rest of the last page is nobody's.
     asked_end_addr: u64,
-    /// Pages still mapped or parked, in bytes.
+    /// Bytes still there, with the rest of the last page.
     held_bytes: u64,
+    /// Of these, bytes that were asked for.
+    size_bytes: u64,
+    is_unsure: bool,
 }
 
 /// The mappings of one target.
@@ -38,103 +65,96 @@ pub struct MappedBlocks {
 }
 
 impl MappedBlocks {
-    /// Blocks with at least one page.
+    /// Blocks of which something is there.
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Enters a mapping. What it overlaps must have been cut out before.
-    pub fn insert(&mut self, addr: u64, size_bytes: u64, row: RowId, time_ns: u64) {
-        let Some((start_addr, end_addr)) = pages(addr, size_bytes) else { return };
-        let block = self.next_block;
-        self.next_block += 1;
-        self.pieces.insert(start_addr, Piece { start_addr, end_addr, block });
-        let asked_end_addr = addr.saturating_add(size_bytes);
-        self.blocks
-            .insert(block, MappedBlock { row, time_ns, asked_end_addr, held_bytes: end_addr - start_addr });
+    /// Whether something in `span` is in the books.
+    pub fn has(&self, span: Span) -> bool {
+        let last_before_end = self.pieces.range(..span.end_addr).next_back();
+        last_before_end.is_some_and(|(_, piece)| piece.end_addr > span.start_addr)
     }
 
-    /// Takes out the pages of a range and returns the pieces that were in it.
-    pub fn cut(&mut self, addr: u64, size_bytes: u64) -> Vec<Piece> {
-        let Some((start_addr, end_addr)) = pages(addr, size_bytes) else { return Vec::new() };
-        let before = self.pieces.range(..start_addr).next_back().map(|(start, _)| *start);
-        let touched: Vec<u64> = before
-            .into_iter()
-            .chain(self.pieces.range(start_addr..end_addr).map(|(start, _)| *start))
-            .collect();
-        let mut cut = Vec::new();
+    /// Enters a block. What it overlaps must have been freed before.
+    pub fn insert(&mut self, span: Span, row: RowId, time_ns: u64) {
+        let Span { start_addr, end_addr, asked_end_addr } = span;
+        let block = self.next_block;
+        self.next_block += 1;
+        let piece = Piece { start_addr, end_addr, block };
+        let held_bytes = end_addr - start_addr;
+        let entered =
+            MappedBlock { row, time_ns, asked_end_addr, held_bytes, size_bytes: 0, is_unsure: false };
+        let entered = MappedBlock { size_bytes: asked_bytes(&piece, &entered), ..entered };
+        self.pieces.insert(start_addr, piece);
+        self.blocks.insert(block, entered);
+    }
+
+    /// Enters the free of everything in `span` that is no younger than `born_by_ns`.
+    pub fn free(&mut self, span: Span, born_by_ns: u64, rows: &mut Rows) {
+        let before = self.pieces.range(..span.start_addr).next_back().map(|(start, _)| *start);
+        let inside = self.pieces.range(span.start_addr..span.end_addr).map(|(start, _)| *start);
+        let touched: Vec<u64> = before.into_iter().chain(inside).collect();
         for start in touched {
             let Some(piece) = self.pieces.get(&start).copied() else { continue };
-            if piece.end_addr <= start_addr {
+            let is_older = self.blocks.get(&piece.block).is_some_and(|block| block.time_ns <= born_by_ns);
+            if piece.end_addr <= span.start_addr || !is_older {
                 continue;
             }
             self.pieces.remove(&start);
-            let inside = Piece {
-                start_addr: piece.start_addr.max(start_addr),
-                end_addr: piece.end_addr.min(end_addr),
+            let freed = Piece {
+                start_addr: piece.start_addr.max(span.start_addr),
+                end_addr: piece.end_addr.min(span.end_addr),
                 ..piece
             };
-            for rest in [
-                Piece { end_addr: inside.start_addr, ..piece },
-                Piece { start_addr: inside.end_addr, ..piece },
-            ] {
+            let rests = [
+                Piece { end_addr: freed.start_addr, ..piece },
+                Piece { start_addr: freed.end_addr, ..piece },
+            ];
+            for rest in rests {
                 if rest.start_addr < rest.end_addr {
                     self.pieces.insert(rest.start_addr, rest);
                 }
             }
-            cut.push(inside);
-        }
-        cut
-    }
-
-    /// Puts back pieces that were cut out. Where something else was mapped meanwhile, that stays and the
-    /// pieces are dropped with their block's bytes still outstanding.
-    pub fn restore(&mut self, pieces: Vec<Piece>) {
-        for piece in pieces {
-            self.pieces.entry(piece.start_addr).or_insert(piece);
+            self.free_piece(&freed, rows);
         }
     }
 
-    /// Enters the free of pieces that were cut out.
-    pub fn free(&mut self, pieces: Vec<Piece>, rows: &mut Rows) {
-        for piece in pieces {
-            let Some(block) = self.blocks.get_mut(&piece.block) else { continue };
-            let asked_bytes = asked_bytes(&piece, block);
-            block.held_bytes = block.held_bytes.saturating_sub(piece.end_addr - piece.start_addr);
-            if block.held_bytes == 0 {
-                rows.freed(block.row, asked_bytes);
-                self.blocks.remove(&piece.block);
-            } else {
-                rows.freed_part(block.row, asked_bytes);
+    fn free_piece(&mut self, piece: &Piece, rows: &mut Rows) {
+        let Some(block) = self.blocks.get_mut(&piece.block) else { return };
+        let asked_bytes = asked_bytes(piece, block);
+        block.held_bytes -= piece.end_addr - piece.start_addr;
+        block.size_bytes -= asked_bytes;
+        if block.held_bytes == 0 {
+            rows.freed(block.row, asked_bytes, block.is_unsure);
+            self.blocks.remove(&piece.block);
+        } else {
+            rows.freed_part(block.row, asked_bytes, block.is_unsure);
+        }
+    }
+
+    /// Whether [`Self::doubt`] would change anything.
+    pub fn has_sure_ones(&self, born_by_ns: u64) -> bool {
+        self.blocks.values().any(|block| !block.is_unsure && block.time_ns <= born_by_ns)
+    }
+
+    /// Makes every block unsure that is no younger than `born_by_ns`.
+    pub fn doubt(&mut self, born_by_ns: u64, rows: &mut Rows) {
+        for block in self.blocks.values_mut() {
+            if !block.is_unsure && block.time_ns <= born_by_ns {
+                block.is_unsure = true;
+                rows.doubted(block.row, block.size_bytes);
             }
         }
     }
 
-    /// Every block once: row, bytes asked for that are still there, time. `parked` are pieces cut out by
-    /// calls that have not returned.
-    pub fn outstanding<'a>(
-        &'a self,
-        parked: impl Iterator<Item = &'a Piece>,
-    ) -> impl Iterator<Item = (RowId, u64, u64)> + 'a {
-        let mut bytes: HashMap<u64, u64> = self.blocks.keys().map(|block| (*block, 0)).collect();
-        for piece in self.pieces.values().chain(parked) {
-            if let (Some(bytes), Some(block)) = (bytes.get_mut(&piece.block), self.blocks.get(&piece.block)) {
-                *bytes += asked_bytes(piece, block);
-            }
-        }
-        self.blocks
-            .iter()
-            .map(move |(id, block)| (block.row, bytes.get(id).copied().unwrap_or(0), block.time_ns))
+    /// Every block that is unsure, or every one that is not: row, bytes asked for that are still there, time.
+    pub fn blocks(&self, is_unsure: bool) -> impl Iterator<Item = (RowId, u64, u64)> + '_ {
+        let chosen = self.blocks.values().filter(move |block| block.is_unsure == is_unsure);
+        chosen.map(|block| (block.row, block.size_bytes, block.time_ns))
     }
 }
 
 fn asked_bytes(piece: &Piece, block: &MappedBlock) -> u64 {
     piece.end_addr.min(block.asked_end_addr).saturating_sub(piece.start_addr)
-}
-
-/// The pages that hold a range; `None` for an empty one.
-fn pages(addr: u64, size_bytes: u64) -> Option<(u64, u64)> {
-    let start = addr & !(PAGE_BYTES - 1);
-    let end = addr.checked_add(size_bytes)?.checked_next_multiple_of(PAGE_BYTES)?;
-    (size_bytes > 0).then_some((start, end))
 }

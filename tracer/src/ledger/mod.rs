@@ -3,31 +3,48 @@
 //! One ledger per target. Its memory grows with the live blocks and the distinct stacks, not with the
 //! events. Heap blocks are found by address whatever function frees them: a `PyMem_Malloc` block may be
 //! freed by an inlined `PyMem_Free`, which shows as a plain `free`.
+//!
+//! A block whose free may have been lost becomes *unsure* and is not outstanding any more. It stays in the
+//! books, since the loss may have been that of another block: whatever ends a block ends it too.
 
 mod mapped;
 pub mod rows;
 
 use hashbrown::HashMap;
-use tracer_common::event::{AllocateRecord, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord};
+use tracer_common::event::{
+    AllocateRecord, DoubtRecord, Header, Kind, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord,
+};
+use tracer_common::lost;
 use tracer_common::probe::{Domain, Function};
 
 use crate::model::Event;
-use mapped::{MappedBlocks, Piece};
+use mapped::{MappedBlocks, Span};
 use rows::{RowId, Rows};
 
-/// A heap block that was allocated and not freed.
+/// Two processors may write one cell of [`tracer_common::lost`] at once, and the earlier time stay. A cell
+/// counts as marked this much later than it says: far longer than a program of the kernel side runs.
+pub const SLACK_NS: u64 = 1_000_000;
+
+/// A heap block that was allocated and not freed. There may be millions: the flags take what would be padding.
 #[derive(Clone, Copy, Debug)]
 struct Block {
-    row: RowId,
     size_bytes: u64,
     time_ns: u64,
+    row: RowId,
+    is_unsure: bool,
+    /// A `realloc` of it has begun and is not known to have failed.
+    is_in_call: bool,
 }
 
-/// Old memory of a `realloc`, `mremap` or `munmap` that has not returned yet.
-#[derive(Debug)]
-enum Parked {
-    Heap { addr: u64, block: Option<Block> },
-    Mapped(Vec<Piece>),
+/// A `realloc`, `mremap` or `munmap` that has not returned yet. The old memory stays in the books until then.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    is_mapping: bool,
+    addr: u64,
+    length_bytes: u64,
+    time_ns: u64,
+    /// Whether the old memory was in the books when the call began.
+    old_is_known: bool,
 }
 
 /// Which blocks are counted.
@@ -54,7 +71,7 @@ pub struct Inconsistencies {
     /// Frees of heap blocks whose allocation was not seen: made before the trace, or filtered out.
     pub unmatched_frees: u64,
     /// Allocations at an address still held as outstanding: its free was missed. The older block counts
-    /// as freed.
+    /// as freed. That of an unsure block is no surprise and does not count here.
     pub frees_missed: u64,
 }
 
@@ -64,7 +81,8 @@ pub struct Ledger {
     limits: SizeLimits,
     heap: HashMap<u64, Block>,
     mapped: MappedBlocks,
-    parked: HashMap<u32, Parked>,
+    /// By thread: calls that one thread makes follow one another.
+    calls: HashMap<u32, Call>,
     rows: Rows,
     inconsistencies: Inconsistencies,
 }
@@ -76,20 +94,22 @@ impl Ledger {
             limits,
             heap: HashMap::new(),
             mapped: MappedBlocks::default(),
-            parked: HashMap::new(),
+            calls: HashMap::new(),
             rows: Rows::default(),
             inconsistencies: Inconsistencies::default(),
         }
     }
 
-    /// Enters one event. Stacks and `exec` are the session's business and change nothing here.
+    /// Enters one event. Stacks, `exec` and `fork` are the session's business and change nothing here: the
+    /// memory of a forked process has books of its own, which begin empty.
     pub fn apply(&mut self, event: &Event) {
         match event {
             Event::Allocate(record) => self.allocate(record),
             Event::Release(record) => self.release(record),
             Event::ReplaceBegin(record) => self.replace_begin(record),
             Event::ReplaceEnd(record) => self.replace_end(record),
-            Event::Stack(_) | Event::Exec(_) | Event::Fork(_) | Event::Doubt(_) => {}
+            Event::Doubt(record) => self.doubt(record),
+            Event::Stack(_) | Event::Exec(_) | Event::Fork(_) => {}
         }
     }
 
@@ -109,135 +129,182 @@ impl Ledger {
     }
 
     /// Every outstanding block once: its row, bytes outstanding, and when it was allocated. Blocks in the
-    /// middle of a `realloc` are among them.
+    /// middle of a `realloc` are among them, unsure ones are not.
     pub fn outstanding(&self) -> impl Iterator<Item = (RowId, u64, u64)> + '_ {
-        let parked_heap = self.parked.values().filter_map(|parked| match parked {
-            Parked::Heap { block, .. } => *block,
-            Parked::Mapped(_) => None,
-        });
-        let parked_pieces = self.parked.values().flat_map(|parked| match parked {
-            Parked::Mapped(pieces) => pieces.as_slice(),
-            Parked::Heap { .. } => &[],
-        });
-        self.heap
-            .values()
-            .copied()
-            .chain(parked_heap)
-            .map(|block| (block.row, block.size_bytes, block.time_ns))
-            .chain(self.mapped.outstanding(parked_pieces))
+        self.blocks(false)
+    }
+
+    /// The same of every block that is unsure.
+    pub fn unsure(&self) -> impl Iterator<Item = (RowId, u64, u64)> + '_ {
+        self.blocks(true)
+    }
+
+    fn blocks(&self, is_unsure: bool) -> impl Iterator<Item = (RowId, u64, u64)> + '_ {
+        let chosen = self.heap.values().filter(move |block| block.is_unsure == is_unsure);
+        chosen.map(|block| (block.row, block.size_bytes, block.time_ns)).chain(self.mapped.blocks(is_unsure))
+    }
+
+    /// What has to be entered for the frees that the kernel side could not send: `lost_ns` gives the time in
+    /// a cell of [`tracer_common::lost`], 0 where there is none. These are the books of the target with
+    /// index `target`. To be asked after everything that is in the ring was entered; the answer counts
+    /// when it is entered in its turn.
+    pub fn doubts(&self, target: u16, lost_ns: impl Fn(u32) -> u64) -> Vec<DoubtRecord> {
+        let lost_by = |addr: u64| match lost_ns(lost::cell(target, addr)) {
+            0 => None,
+            time_ns => Some(time_ns.saturating_add(SLACK_NS)),
+        };
+        let doubt = |function: Function, addr: u64, time_ns: u64| {
+            let kind = Kind::Doubt as u8;
+            DoubtRecord { header: Header { kind, function: function as u8, target, tid: 0, time_ns }, addr }
+        };
+        let heap = || {
+            let sure = self.heap.iter().filter(|(_, block)| !block.is_unsure);
+            sure.filter_map(|(addr, block)| {
+                let time_ns = lost_by(*addr).filter(|lost_by| block.time_ns <= *lost_by)?;
+                Some(doubt(Function::Malloc, *addr, time_ns))
+            })
+        };
+        // Counted first: a list that doubles as it grows would take more than the books themselves.
+        let mut doubts = Vec::with_capacity(heap().count() + 1);
+        doubts.extend(heap());
+        let mappings = lost_by(lost::ANY_MAPPING).filter(|lost_by| self.mapped.has_sure_ones(*lost_by));
+        doubts.extend(mappings.map(|time_ns| doubt(Function::Mmap, lost::ANY_MAPPING, time_ns)));
+        doubts
+    }
+
+    fn doubt(&mut self, record: &DoubtRecord) {
+        let lost_by_ns = record.header.time_ns;
+        if domain(record.header.function) == Domain::Mmap {
+            self.mapped.doubt(lost_by_ns, &mut self.rows);
+        } else if let Some(block) = self.heap.get_mut(&record.addr)
+            && !block.is_unsure
+            && block.time_ns <= lost_by_ns
+        {
+            block.is_unsure = true;
+            self.rows.doubted(block.row, block.size_bytes);
+        }
     }
 
     fn allocate(&mut self, record: &AllocateRecord) {
-        let domain = domain(record.header.function);
-        self.enter(domain, record.addr, record.size_bytes, record.stack, record.header.time_ns);
+        self.enter(&record.header, record.addr, record.size_bytes, record.stack);
     }
 
-    fn enter(&mut self, domain: Domain, addr: u64, size_bytes: u64, stack: u64, time_ns: u64) {
+    fn enter(&mut self, header: &Header, addr: u64, size_bytes: u64, stack: u64) {
+        let (domain, time_ns) = (domain(header.function), header.time_ns);
         if domain == Domain::Mmap {
-            // MAP_FIXED replaces what was there.
-            let replaced = self.mapped.cut(addr, size_bytes);
-            self.mapped.free(replaced, &mut self.rows);
+            let Some(span) = Span::of(header.function, addr, size_bytes) else { return };
+            // MAP_FIXED replaces what was there; else its end was missed.
+            self.mapped.free(span, u64::MAX, &mut self.rows);
             if self.limits.admit(size_bytes) {
                 let row = self.rows.allocated(stack, domain, size_bytes);
-                self.mapped.insert(addr, size_bytes, row, time_ns);
+                self.mapped.insert(span, row, time_ns);
             }
             return;
         }
         let entered = self.limits.admit(size_bytes).then(|| {
             let row = self.rows.allocated(stack, domain, size_bytes);
-            Block { row, size_bytes, time_ns }
+            Block { size_bytes, time_ns, row, is_unsure: false, is_in_call: false }
         });
         let older = match entered {
             Some(block) => self.heap.insert(addr, block),
             None => self.heap.remove(&addr),
         };
         if let Some(older) = older {
-            self.inconsistencies.frees_missed += 1;
-            self.rows.freed(older.row, older.size_bytes);
+            // A realloc that has not returned gives its old address back all the same.
+            if !older.is_in_call && !older.is_unsure {
+                self.inconsistencies.frees_missed += 1;
+            }
+            self.rows.freed(older.row, older.size_bytes, older.is_unsure);
         }
     }
 
     fn release(&mut self, record: &ReleaseRecord) {
-        match self.heap.get(&record.addr) {
-            // A free older than the block is that of the address's previous life.
-            Some(block) if block.time_ns <= record.header.time_ns => {
-                self.rows.freed(block.row, block.size_bytes);
-                self.heap.remove(&record.addr);
-            }
-            _ => self.inconsistencies.unmatched_frees += 1,
+        if !self.free_heap(record.addr, record.header.time_ns) {
+            self.inconsistencies.unmatched_frees += 1;
         }
     }
 
-    fn replace_begin(&mut self, record: &ReplaceBeginRecord) {
-        let parked = if domain(record.header.function) == Domain::Mmap {
-            Parked::Mapped(self.mapped.cut(record.addr, record.length_bytes))
-        } else {
-            Parked::Heap { addr: record.addr, block: self.heap.remove(&record.addr) }
+    /// Frees the heap block at `addr` unless it is younger than `born_by_ns`: then what ended was the
+    /// address's previous life. Tells whether there was one to free.
+    fn free_heap(&mut self, addr: u64, born_by_ns: u64) -> bool {
+        let Some(block) = self.heap.get(&addr).copied().filter(|block| block.time_ns <= born_by_ns) else {
+            return false;
         };
-        if let Some(abandoned) = self.parked.insert(record.header.tid, parked) {
-            // The end of the thread's last call was lost: whether it succeeded is not known, so the
-            // memory stays.
-            self.restore(abandoned);
+        self.rows.freed(block.row, block.size_bytes, block.is_unsure);
+        self.heap.remove(&addr);
+        true
+    }
+
+    fn replace_begin(&mut self, record: &ReplaceBeginRecord) {
+        let ReplaceBeginRecord { header, addr, length_bytes } = *record;
+        // The end of the thread's last call was lost.
+        self.leave_call(header.tid);
+        let is_mapping = domain(header.function) == Domain::Mmap;
+        let old_is_known = if is_mapping {
+            Span::of(header.function, addr, length_bytes).is_some_and(|span| self.mapped.has(span))
+        } else {
+            let block = self.heap.get_mut(&addr);
+            block.map(|block| block.is_in_call = true).is_some()
+        };
+        let call = Call { is_mapping, addr, length_bytes, time_ns: header.time_ns, old_is_known };
+        self.calls.insert(header.tid, call);
+    }
+
+    /// The call failed, or whether it did is not known: the old memory stays as it was.
+    fn leave_call(&mut self, tid: u32) {
+        if let Some(call) = self.calls.remove(&tid)
+            && !call.is_mapping
+            && let Some(block) = self.heap.get_mut(&call.addr)
+            && block.time_ns <= call.time_ns
+        {
+            block.is_in_call = false;
         }
     }
 
     fn replace_end(&mut self, record: &ReplaceEndRecord) {
-        let parked = self.parked.remove(&record.header.tid);
-        if record.released_addr == 0 {
-            if let Some(parked) = parked {
-                self.restore(parked);
-            }
+        let ReplaceEndRecord { header, addr, size_bytes, stack, released_addr } = *record;
+        let is_mapping = domain(header.function) == Domain::Mmap;
+        let begun = self.calls.get(&header.tid).copied();
+        let begun = begun.filter(|call| call.addr == released_addr && call.is_mapping == is_mapping);
+        match begun {
+            Some(_) => _ = self.calls.remove(&header.tid),
+            None => self.leave_call(header.tid),
+        }
+        if released_addr == 0 {
             return;
         }
-        let domain = domain(record.header.function);
-        let old_was_known = match parked {
-            Some(Parked::Heap { addr, block }) if addr == record.released_addr => {
-                match block {
-                    Some(block) => self.rows.freed(block.row, block.size_bytes),
-                    None => self.inconsistencies.unmatched_frees += 1,
-                }
-                true
-            }
-            Some(Parked::Mapped(pieces)) => {
-                let known = !pieces.is_empty();
-                self.mapped.free(pieces, &mut self.rows);
-                known
-            }
-            // The begin was lost: the address itself tells.
-            other => {
-                if let Some(other) = other {
-                    self.restore(other);
-                }
-                if domain != Domain::Mmap {
-                    match self.heap.remove(&record.released_addr) {
-                        Some(block) => self.rows.freed(block.row, block.size_bytes),
-                        None => self.inconsistencies.unmatched_frees += 1,
-                    }
-                }
-                domain != Domain::Mmap
-            }
-        };
         // mremap of a mapping that is not in the books may be that of a file.
-        if record.addr != 0 && (domain != Domain::Mmap || old_was_known) {
-            self.enter(domain, record.addr, record.size_bytes, record.stack, record.header.time_ns);
+        let may_enter = if is_mapping {
+            self.end_of_mapping(&header, begun, released_addr)
+        } else {
+            self.end_of_heap_block(&header, begun, released_addr);
+            true
+        };
+        if addr != 0 && may_enter {
+            self.enter(&header, addr, size_bytes, stack);
         }
     }
 
-    /// The call failed: the old memory is still there.
-    fn restore(&mut self, parked: Parked) {
-        match parked {
-            Parked::Mapped(pieces) => self.mapped.restore(pieces),
-            Parked::Heap { addr, block: Some(block) } => {
-                if self.heap.contains_key(&addr) {
-                    // Another thread owns the address by now, so this block went after all.
-                    self.inconsistencies.frees_missed += 1;
-                    self.rows.freed(block.row, block.size_bytes);
-                } else {
-                    self.heap.insert(addr, block);
-                }
-            }
-            Parked::Heap { block: None, .. } => {}
+    fn end_of_heap_block(&mut self, header: &Header, begun: Option<Call>, released_addr: u64) {
+        // A younger block is that of a thread that was given the address meanwhile. Where the begin was
+        // lost, nobody can tell; the kernel side has cast doubt on whatever stays.
+        let born_by_ns = begun.map_or(header.time_ns, |call| call.time_ns);
+        // A known old block that is gone was entered as freed when its address was handed out again.
+        if !self.free_heap(released_addr, born_by_ns) && !begun.is_some_and(|call| call.old_is_known) {
+            self.inconsistencies.unmatched_frees += 1;
         }
+    }
+
+    /// Tells whether the old memory was in the books.
+    fn end_of_mapping(&mut self, header: &Header, begun: Option<Call>, released_addr: u64) -> bool {
+        let Some(call) = begun else {
+            // How much it was, only the begin knew, which was lost: the kernel side has cast doubt on all.
+            return Span::of(header.function, released_addr, 1).is_some_and(|span| self.mapped.has(span));
+        };
+        if let Some(span) = Span::of(header.function, call.addr, call.length_bytes) {
+            self.mapped.free(span, call.time_ns, &mut self.rows);
+        }
+        call.old_is_known
     }
 }
 

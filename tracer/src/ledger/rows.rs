@@ -14,7 +14,8 @@ impl RowId {
     }
 }
 
-/// What one stack did in one domain.
+/// What one stack did in one domain. What is outstanding is what was allocated, less what was freed and
+/// what is unsure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackTotals {
     /// Id of the stack, or [`tracer_common::event::NO_STACK`].
@@ -29,6 +30,10 @@ pub struct StackTotals {
     pub free_count: u64,
     /// Their bytes.
     pub free_bytes: u64,
+    /// Of the allocations, neither seen to be freed nor known to be outstanding.
+    pub unsure_count: u64,
+    /// Their bytes, without parts that were freed.
+    pub unsure_bytes: u64,
 }
 
 /// All rows of a target.
@@ -57,9 +62,16 @@ impl Rows {
     /// Enters an allocation and tells its row.
     pub fn allocated(&mut self, stack: u64, domain: Domain, size_bytes: u64) -> RowId {
         let row = *self.index.entry((stack, domain)).or_insert_with(|| {
-            let empty =
-                StackTotals { stack, domain, alloc_count: 0, alloc_bytes: 0, free_count: 0, free_bytes: 0 };
-            self.totals.push(empty);
+            self.totals.push(StackTotals {
+                stack,
+                domain,
+                alloc_count: 0,
+                alloc_bytes: 0,
+                free_count: 0,
+                free_bytes: 0,
+                unsure_count: 0,
+                unsure_bytes: 0,
+            });
             // Rows are distinct stacks, of which the kernel side holds 65,536 at most per session.
             RowId((self.totals.len() - 1) as u32)
         });
@@ -69,14 +81,27 @@ impl Rows {
         row
     }
 
-    /// Enters the free of a whole block.
-    pub fn freed(&mut self, row: RowId, size_bytes: u64) {
-        self.freed_part(row, size_bytes);
-        self.totals[row.index()].free_count += 1;
+    /// Enters the free of a whole block, or of the last part of one.
+    pub fn freed(&mut self, row: RowId, size_bytes: u64, was_unsure: bool) {
+        self.freed_part(row, size_bytes, was_unsure);
+        let totals = &mut self.totals[row.index()];
+        totals.free_count += 1;
+        totals.unsure_count -= u64::from(was_unsure);
     }
 
-    /// Enters the free of a part of a block that is still outstanding.
-    pub fn freed_part(&mut self, row: RowId, size_bytes: u64) {
-        self.totals[row.index()].free_bytes += size_bytes;
+    /// Enters the free of a part of a block of which another part is still there.
+    pub fn freed_part(&mut self, row: RowId, size_bytes: u64, is_unsure: bool) {
+        let totals = &mut self.totals[row.index()];
+        totals.free_bytes += size_bytes;
+        if is_unsure {
+            totals.unsure_bytes -= size_bytes;
+        }
+    }
+
+    /// Enters that a block of which `size_bytes` are left has become unsure.
+    pub fn doubted(&mut self, row: RowId, size_bytes: u64) {
+        let totals = &mut self.totals[row.index()];
+        totals.unsure_count += 1;
+        totals.unsure_bytes += size_bytes;
     }
 }
