@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use tracer_common::probe::Domain;
+use tracer_common::probe::{Domain, Ending};
 
 use crate::cli::args::DoctorArgs;
 use crate::exit::Code;
@@ -89,7 +89,11 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
             let module = module.map_or("?", |module| module.module.path.as_str());
             let also: String = site.also.iter().map(|function| format!(", {}", function.symbol())).collect();
             let place = placement(site);
-            writeln!(out, "  probe   {:<13} {}{also} in {module} {place}", domain.name(), site.symbol)?;
+            let rets = match site.function.ending() {
+                Ending::AtRet => format!(", {} ret probes", site.ret_offsets.len()),
+                _ => String::new(),
+            };
+            writeln!(out, "  probe   {:<13} {}{also} in {module} {place}{rets}", domain.name(), site.symbol)?;
         }
     }
     for (function, reason) in &target.missing {

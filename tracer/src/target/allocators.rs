@@ -1,10 +1,11 @@
 //! Chooses, among the functions that the target's files offer, those that count as its allocators.
 
-use tracer_common::probe::{Domain, Function};
+use tracer_common::probe::{Domain, Ending, Function};
 
 use super::cpython::CPython;
 use super::elf::SymbolKind;
-use super::inspect::{FoundFunction, Inspected};
+use super::inspect::{FoundFunction, Inspected, SeenBy};
+use super::names::is_operator;
 
 /// What to do with the functions of CPython whose copies are inlined into their callers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,10 +65,9 @@ pub(super) fn choose(
     policy: InlinedPolicy,
 ) -> Chosen {
     let mut chosen = Chosen { libc: libc_name(candidates), ..Chosen::default() };
-    for candidate in candidates.iter().filter(|candidate| defines_malloc(candidate.inspected)) {
-        chosen.allocators.extend(allocator_name(candidate.inspected).map(str::to_owned));
+    for candidate in candidates {
+        chosen.name_allocators(candidate);
     }
-    chosen.allocators.dedup();
     for function in Function::ALL.iter().copied() {
         if is_python(function) && cpython.is_none() {
             continue;
@@ -77,26 +77,81 @@ pub(super) fn choose(
             None => chosen.add(function, candidates, cpython),
         }
     }
+    for candidate in candidates {
+        chosen.add_jumps(candidate);
+    }
     chosen
 }
 
 impl Chosen {
-    /// Adds every site of `function`, or the reason why there is none.
-    fn add(&mut self, function: Function, candidates: &[Candidate<'_>], cpython: Option<&CPython>) {
-        let mut is_seen = false;
-        let mut reason = None;
-        for candidate in candidates.iter().filter(|c| counts(function, c, cpython)) {
-            let inspected = candidate.inspected;
-            for found in inspected.functions.iter().filter(|found| found.function == function) {
-                match self.add_site(candidate.module, found) {
-                    Ok(()) => is_seen = true,
-                    Err(why) => reason = Some(format!("{} in {}: {why}", function.symbol(), candidate.path)),
+    fn name_allocators(&mut self, candidate: &Candidate<'_>) {
+        let inspected = candidate.inspected;
+        if let Some(name) = inspected.unnamed_allocator {
+            let path = candidate.path;
+            self.missing.push(if inspected.has_allocator() {
+                (
+                    Function::Mallocx,
+                    format!("{path} has {name} in it and is stripped: its exported functions only are seen"),
+                )
+            } else {
+                (
+                    Function::Malloc,
+                    format!("{path} has {name} in it and is stripped: nothing tells where its functions are"),
+                )
+            });
+        }
+        if inspected.has_allocator() {
+            let libc = inspected.libc.as_ref().map(super::CLibrary::allocator);
+            let names = inspected.allocators.iter().copied().chain(inspected.unnamed_allocator).chain(libc);
+            for name in names {
+                if !self.allocators.iter().any(|known| known == name) {
+                    self.allocators.push(name.to_owned());
                 }
             }
         }
-        if !is_seen {
+    }
+
+    /// Adds every site of `function`, or the reason why there is none.
+    fn add(&mut self, function: Function, candidates: &[Candidate<'_>], cpython: Option<&CPython>) {
+        let mut is_seen = false;
+        let mut reasons = Vec::new();
+        let has_new = self.sites.iter().any(|site| site.function == Function::OperatorNew);
+        for candidate in candidates.iter().filter(|c| counts(function, c, cpython, has_new)) {
+            let inspected = candidate.inspected;
+            for found in inspected.functions.iter().filter(|found| found.function == function) {
+                if found.seen_by.is_some() {
+                    is_seen = true;
+                    continue;
+                }
+                match self.add_site(candidate.module, found) {
+                    Ok(()) => is_seen = true,
+                    Err(why) => reasons.push(format!("{} in {}: {why}", found.symbol.name, candidate.path)),
+                }
+            }
+        }
+        if function.ending() == Ending::AtRet {
+            // Of its variants each may be refused for itself.
+            self.missing.extend(reasons.into_iter().map(|reason| (function, reason)));
+        } else if !is_seen && (is_common(function) || !reasons.is_empty()) {
+            let reason = reasons.pop();
             let reason = reason.unwrap_or_else(|| not_found(function, candidates, self.libc.as_deref()));
             self.missing.push((function, reason));
+        }
+    }
+
+    /// Adds, to the sites that other functions are nothing but jumps to, what those are.
+    fn add_jumps(&mut self, candidate: &Candidate<'_>) {
+        for found in &candidate.inspected.functions {
+            let Some(SeenBy { vaddr: Some(vaddr), .. }) = found.seen_by else {
+                continue;
+            };
+            let is_target = |site: &&mut ProbeSite| site.module == candidate.module && site.vaddr == vaddr;
+            if let Some(site) = self.sites.iter_mut().find(is_target)
+                && site.function != found.function
+                && !site.also.contains(&found.function)
+            {
+                site.also.push(found.function);
+            }
         }
     }
 
@@ -104,18 +159,22 @@ impl Chosen {
         if found.symbol.kind == SymbolKind::Indirect {
             return Err("its code is chosen at run time (ifunc)".into());
         }
+        let ret_offsets = found.ret_offsets.clone()?;
         let is_same = |site: &&mut ProbeSite| site.module == module && site.file_offset == found.file_offset;
         if let Some(site) = self.sites.iter_mut().find(is_same) {
             if site.function == found.function {
-                // Of two names, `mmap` and `mmap64`, the function's own is shown.
-                if found.symbol.name == found.function.symbol() {
+                // Of several names, the function's own is shown, or else the one of the standard library.
+                let rank = |name: &str| (name == found.function.symbol(), is_operator(name));
+                if rank(&found.symbol.name) > rank(&site.symbol) {
                     site.symbol.clone_from(&found.symbol.name);
                 }
             } else {
                 if site.function.action() != found.function.action() {
                     return Err(format!("is the same code as {}", site.symbol));
                 }
-                site.also.push(found.function);
+                if !site.also.contains(&found.function) {
+                    site.also.push(found.function);
+                }
             }
             return Ok(());
         }
@@ -128,7 +187,7 @@ impl Chosen {
             size: found.symbol.size,
             also: Vec::new(),
             code: found.code.clone(),
-            ret_offsets: Vec::new(),
+            ret_offsets,
         });
         Ok(())
     }
@@ -145,22 +204,23 @@ fn unseen(function: Function, cpython: Option<&CPython>, policy: InlinedPolicy) 
     if policy == InlinedPolicy::LeaveOut && by_pymalloc { cpython?.unseen_calls() } else { None }
 }
 
-/// Whether this module's definition of `function` is one that the program calls.
-fn counts(function: Function, candidate: &Candidate<'_>, cpython: Option<&CPython>) -> bool {
-    if is_python(function) {
-        cpython.is_some_and(|cpython| cpython.module == candidate.module)
-    } else {
-        defines_malloc(candidate.inspected)
+/// Whether a function is looked for everywhere: those behind are of some allocators only.
+fn is_common(function: Function) -> bool {
+    function < Function::Mallocx
+}
+
+/// Whether this module's definition of `function` is one that the program calls, and that is to be probed;
+/// `has_new`: an operator new is.
+fn counts(function: Function, candidate: &Candidate<'_>, cpython: Option<&CPython>, has_new: bool) -> bool {
+    let inspected = candidate.inspected;
+    match function {
+        _ if is_python(function) => cpython.is_some_and(|cpython| cpython.module == candidate.module),
+        // An exception ends a call of operator new; all others it passes by their return probes.
+        Function::CxaThrow => has_new,
+        // musl's sbrk moves nothing, and other allocators' call glibc's.
+        Function::Sbrk | Function::Brk => inspected.has_allocator() && inspected.has_glibc(),
+        _ => inspected.has_allocator(),
     }
-}
-
-/// A C library, a static program, or an allocator that stands in for the library's.
-fn defines_malloc(inspected: &Inspected) -> bool {
-    !inspected.is_loader && inspected.functions.iter().any(|found| found.function == Function::Malloc)
-}
-
-fn allocator_name(inspected: &Inspected) -> Option<&'static str> {
-    inspected.allocator.or(inspected.libc.as_ref().map(super::CLibrary::allocator))
 }
 
 fn libc_name(candidates: &[Candidate<'_>]) -> Option<String> {
@@ -207,6 +267,8 @@ mod tests {
             },
             file_offset: vaddr,
             code: vec![0xc3],
+            ret_offsets: Ok(Vec::new()),
+            seen_by: None,
         }
     }
 
@@ -214,11 +276,13 @@ mod tests {
         Inspected {
             functions: functions.iter().map(|(name, vaddr)| function(*name, *vaddr)).collect(),
             libc: None,
-            allocator: None,
+            allocators: Vec::new(),
+            unnamed_allocator: None,
             is_loader: false,
             is_program: false,
             is_static: false,
             is_stripped: true,
+            break_vaddr: None,
             cpython: None,
         }
     }
@@ -248,7 +312,7 @@ mod tests {
         };
         let loader = Inspected { is_loader: true, ..module(&[(Function::Malloc, 8)]) };
         let jemalloc = Inspected {
-            allocator: Some("jemalloc"),
+            allocators: vec!["jemalloc"],
             ..module(&[(Function::Malloc, 8), (Function::Free, 16)])
         };
         // A library that only defines a function of that name is no allocator.

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use object::elf;
 use object::read::ReadCache;
-use object::read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, Sym};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
 use object::{LittleEndian, ReadRef};
 
 /// Largest symbol table, string table or code section that is read, bytes. Above it stands a limit on
@@ -21,7 +21,7 @@ const MAX_SECTION_BYTES: u64 = 512 << 20;
 const VERSYM_HIDDEN: u16 = 0x8000;
 
 type Header = elf::FileHeader64<LittleEndian>;
-type Symbols<'a> = &'a [elf::Sym64<LittleEndian>];
+pub(super) type Symbols<'a> = &'a [elf::Sym64<LittleEndian>];
 
 /// Why a file cannot be read as an ELF file of this machine.
 #[derive(Debug, thiserror::Error)]
@@ -195,18 +195,27 @@ impl Elf {
         bytes.map_err(|()| ElfError::Truncated(section.name.clone()))
     }
 
+    /// The sections of this kind (`sh_type`).
+    pub(super) fn sections_of(&self, kind: u32) -> impl Iterator<Item = &Section> {
+        self.sections.iter().filter(move |section| section.kind == kind)
+    }
+
     /// The sections that hold code.
     pub fn code_sections(&self) -> impl Iterator<Item = &Section> {
         let executable = u64::from(elf::SHF_EXECINSTR);
         self.sections.iter().filter(move |s| s.flags & executable != 0 && s.kind == elf::SHT_PROGBITS)
     }
 
-    /// The defined symbols with one of these names. Of a versioned name the default version counts,
+    /// The defined symbols whose names are `wanted`. Of a versioned name the default version counts,
     /// another only where there is no default. Empty where the file has no such table.
     ///
     /// # Errors
     /// When the table lies outside the file.
-    pub fn symbols(&self, table: SymbolTable, names: &HashSet<&str>) -> Result<Vec<Symbol>, ElfError> {
+    pub fn symbols(
+        &self,
+        table: SymbolTable,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Symbol>, ElfError> {
         let kind = match table {
             SymbolTable::Exported => elf::SHT_DYNSYM,
             SymbolTable::Full => elf::SHT_SYMTAB,
@@ -221,7 +230,7 @@ impl Elf {
         };
         let mut found: Vec<(Symbol, bool)> = Vec::new();
         for (index, symbol) in symbols.iter().enumerate() {
-            let Some((name, mut is_default)) = symbol_name(symbol, strings, names) else {
+            let Some((name, mut is_default)) = symbol_name(symbol, strings, &wanted) else {
                 continue;
             };
             let Some(symbol) = defined(symbol, name) else {
@@ -258,39 +267,13 @@ impl Elf {
         std::str::from_utf8(&bytes[..end]).ok()
     }
 
-    /// Addresses that the loader writes into the global offset table for symbols of this file itself:
-    /// pairs of slot and value.
-    ///
-    /// # Errors
-    /// When a table lies outside the file.
-    pub fn own_got_entries(&self) -> Result<Vec<(u64, u64)>, ElfError> {
-        let Some(section) = self.section_of(elf::SHT_DYNSYM) else {
-            return Ok(Vec::new());
-        };
-        let (symbols, _) = self.symbol_table(section)?;
-        let mut entries = Vec::new();
-        for section in self.sections.iter().filter(|section| section.kind == elf::SHT_RELA) {
-            let relocations: &[elf::Rela64<LittleEndian>] = whole(self.section_bytes(section)?)?;
-            for relocation in relocations {
-                if relocation.r_type(LittleEndian, false) != elf::R_X86_64_GLOB_DAT {
-                    continue;
-                }
-                let index = relocation.r_sym(LittleEndian, false) as usize;
-                let symbol = symbols.get(index);
-                if let Some(symbol) = symbol.filter(|s| !s.is_undefined(LittleEndian)) {
-                    let slot = relocation.r_offset(LittleEndian);
-                    entries.push((slot, symbol.st_value(LittleEndian)));
-                }
-            }
-        }
-        Ok(entries)
-    }
-
-    fn section_of(&self, kind: u32) -> Option<&Section> {
+    /// The first section of this kind (`sh_type`).
+    pub(super) fn section_of(&self, kind: u32) -> Option<&Section> {
         self.sections.iter().find(|section| section.kind == kind)
     }
 
-    fn symbol_table(&self, section: &Section) -> Result<(Symbols<'_>, &[u8]), ElfError> {
+    /// The symbols of a section, and their names.
+    pub(super) fn symbol_table(&self, section: &Section) -> Result<(Symbols<'_>, &[u8]), ElfError> {
         let symbols = whole(self.section_bytes(section)?)?;
         let strings = match self.sections.get(section.link) {
             Some(strings) => self.section_bytes(strings)?,
@@ -322,16 +305,21 @@ impl Elf {
 fn symbol_name<'a>(
     symbol: &elf::Sym64<LittleEndian>,
     strings: &'a [u8],
-    names: &HashSet<&str>,
+    wanted: impl Fn(&str) -> bool,
 ) -> Option<(&'a str, bool)> {
-    let from = strings.get(symbol.st_name(LittleEndian) as usize..)?;
-    let len = from.iter().position(|byte| *byte == 0)?;
-    let full = std::str::from_utf8(&from[..len]).ok()?;
+    let full = string_at(strings, symbol.st_name(LittleEndian))?;
     let (name, is_default) = match full.split_once('@') {
         Some((name, version)) => (name, version.starts_with('@')),
         None => (full, true),
     };
-    names.contains(name).then_some((name, is_default))
+    wanted(name).then_some((name, is_default))
+}
+
+/// The zero-terminated text at an offset of a string table.
+pub(super) fn string_at(strings: &[u8], offset: u32) -> Option<&str> {
+    let from = strings.get(offset as usize..)?;
+    let len = from.iter().position(|byte| *byte == 0)?;
+    std::str::from_utf8(&from[..len]).ok()
 }
 
 fn defined(symbol: &elf::Sym64<LittleEndian>, name: &str) -> Option<Symbol> {
@@ -368,7 +356,7 @@ fn note_build_id(
 }
 
 /// All whole records in `bytes`.
-fn whole<T: object::pod::Pod>(bytes: &[u8]) -> Result<&[T], ElfError> {
+pub(super) fn whole<T: object::pod::Pod>(bytes: &[u8]) -> Result<&[T], ElfError> {
     let count = bytes.len() / size_of::<T>();
     match object::pod::slice_from_bytes(bytes, count) {
         Ok((records, _)) => Ok(records),

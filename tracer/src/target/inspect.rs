@@ -1,28 +1,29 @@
-//! What one mapped file has to offer: functions to probe, a C library, an allocator, CPython.
+//! What one mapped file has to offer: functions to probe, a C library, allocators, CPython.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::LazyLock;
 
-use tracer_common::probe::Function;
+use tracer_common::probe::{Action, Domain, Ending, Function};
 
 use super::c_library::{self, CLibrary};
 use super::cpython::{self, CPython};
 use super::elf::{Elf, ElfError, Symbol, SymbolKind, SymbolTable};
+use super::exits::Code;
+use super::names::{self, function_of};
+use super::unnamed;
 
 /// Bytes of a function that are kept, for placing its probe.
 const MAX_CODE_BYTES: u64 = 256;
 
-/// Second names of probed functions. On 64-bit systems `mmap64` is `mmap`.
-const ALIASES: &[(&str, Function)] = &[("mmap64", Function::Mmap)];
-
-/// Symbols by which allocators other than the C library's are known. Exported by jemalloc 4 to 5,
-/// gperftools' and Google's tcmalloc, and mimalloc 1 to 3 in their usual builds.
+/// Symbols by which allocators other than the C library's are known, besides jemalloc's own
+/// ([`names::jemalloc_prefixes`]). Every build of gperftools' and Google's tcmalloc and of mimalloc 1 to 3
+/// has them; a program in which what is not used was left out has `mi_free` at least.
 const ALLOCATOR_MARKS: &[(&str, &str)] = &[
-    ("mallocx", "jemalloc"),
     ("tc_malloc", "tcmalloc"),
     ("TCMallocInternalMalloc", "tcmalloc"),
     ("mi_malloc", "mimalloc"),
+    ("mi_free", "mimalloc"),
 ];
 
 /// Symbols by which the allocator of a static program is known: internals of glibc's malloc, and of
@@ -37,14 +38,14 @@ const STATIC_ALLOCATOR_MARKS: &[(&str, &str)] = &[
 /// glibc's dynamic loader exports its state. Its malloc serves the time before libc is loaded.
 const LOADER_MARK: &str = "_rtld_global";
 
-/// Every name that is looked up, so that a symbol table is read once.
-static NAMES: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
+/// Where glibc and musl keep the program break; only glibc's is looked at.
+const PROGRAM_BREAK: &str = "__curbrk";
+
+/// Every name that is looked up although it is no function's, so that a symbol table is read once.
+static MARKS: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
     let marks = ALLOCATOR_MARKS.iter().chain(STATIC_ALLOCATOR_MARKS).map(|(name, _)| *name);
-    let functions = Function::ALL.iter().map(|function| function.symbol());
-    functions
-        .chain(ALIASES.iter().map(|(name, _)| *name))
-        .chain(marks)
-        .chain([LOADER_MARK])
+    marks
+        .chain([LOADER_MARK, PROGRAM_BREAK])
         .chain(c_library::SYMBOLS.iter().copied())
         .chain(cpython::SYMBOLS.iter().copied())
         .collect()
@@ -59,6 +60,19 @@ pub(super) struct FoundFunction {
     pub file_offset: u64,
     /// Its first bytes.
     pub code: Vec<u8>,
+    /// Offsets in the file of the `ret` instructions that end a call, where they are needed; why they
+    /// cannot be told.
+    pub ret_offsets: Result<Vec<u64>, String>,
+    /// The probed function that sees every call of this one, which need not be probed then.
+    pub seen_by: Option<SeenBy>,
+}
+
+/// The function that another hands its calls to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SeenBy {
+    pub function: Function,
+    /// Where it is, when this one is nothing but a jump to it, and it is in the same file.
+    pub vaddr: Option<u64>,
 }
 
 /// What a file has to offer.
@@ -66,8 +80,10 @@ pub(super) struct FoundFunction {
 pub(super) struct Inspected {
     pub functions: Vec<FoundFunction>,
     pub libc: Option<CLibrary>,
-    /// Name of a known allocator in it.
-    pub allocator: Option<&'static str>,
+    /// Names of the known allocators in it, the C library's not among them.
+    pub allocators: Vec<&'static str>,
+    /// An allocator that shows by its messages, but not where its functions are.
+    pub unnamed_allocator: Option<&'static str>,
     /// The dynamic loader: its `malloc` is not the program's.
     pub is_loader: bool,
     /// The program itself, not a library of it.
@@ -75,6 +91,8 @@ pub(super) struct Inspected {
     /// Asks for no dynamic loader.
     pub is_static: bool,
     pub is_stripped: bool,
+    /// Address, in the file, of glibc's notion of the program break.
+    pub break_vaddr: Option<u64>,
     pub cpython: Option<CPython>,
 }
 
@@ -82,6 +100,17 @@ impl Inspected {
     /// A program that has its C library in itself.
     pub fn is_static_program(&self) -> bool {
         self.is_program && self.is_static
+    }
+
+    /// A C library, a static program, or an allocator that stands in for the library's or beside it.
+    pub fn has_allocator(&self) -> bool {
+        let allocates = |function| matches!(function, Function::Malloc | Function::Mallocx);
+        !self.is_loader && self.functions.iter().any(|found| allocates(found.function))
+    }
+
+    /// Whether glibc is in it.
+    pub fn has_glibc(&self) -> bool {
+        matches!(self.libc, Some(CLibrary::Glibc { .. })) || self.allocators.contains(&"glibc")
     }
 }
 
@@ -92,41 +121,112 @@ impl Inspected {
 pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) -> Result<Inspected, ElfError> {
     let elf = Elf::open(file)?;
     let is_static_program = is_program && elf.interpreter().is_none();
-    let mut symbols = elf.symbols(SymbolTable::Exported, &NAMES)?;
-    let named = |symbols: &[Symbol], name: &str| symbols.iter().any(|symbol| symbol.name == name);
+    let wanted =
+        |name: &str| function_of(name).is_some() || MARKS.contains(name) || names::hints_at_jemalloc(name);
+    let exported = elf.symbols(SymbolTable::Exported, wanted)?;
+    let full = elf.symbols(SymbolTable::Full, wanted)?;
     // musl's loader, called by hand to run a program, exports it although it asks for no loader.
-    let exports_malloc = named(&symbols, Function::Malloc.symbol());
-    if is_static_program && !exports_malloc {
-        symbols = elf.symbols(SymbolTable::Full, &NAMES)?;
-        // A static function of the program may bear any name.
-        symbols.retain(|symbol| !symbol.is_local || is_mark(&symbol.name));
+    let is_closed = is_static_program && !is_named(&exported, Function::Malloc.symbol());
+    let prefixes = names::jemalloc_prefixes(code_names(exported.iter().chain(&full)));
+    let family = |name: &str| prefixes.iter().find_map(|prefix| names::jemalloc_function(prefix, name));
+    let hidden = Hidden::new(&exported, &full);
+    let counts = |symbol: &Symbol| {
+        !symbol.is_local
+            || names::is_operator(&symbol.name)
+            || (hidden.jemalloc && family(&symbol.name).is_some())
+            || (hidden.mimalloc && names::is_mimalloc(&symbol.name))
+            || (is_closed && is_static_mark(&symbol.name))
+    };
+    let mut symbols = exported;
+    extend(&mut symbols, full, counts);
+    let libc = if is_closed { None } else { CLibrary::find(&elf, &symbols) };
+    let cpython = CPython::find(&elf, &symbols, path, module)?;
+    // Only now is it known by what prefix jemalloc's plainer names are to be looked for.
+    if prefixes.iter().any(|prefix| !prefix.is_empty()) {
+        for table in [SymbolTable::Exported, SymbolTable::Full] {
+            extend(&mut symbols, elf.symbols(table, |name| family(name).is_some())?, |symbol| {
+                !symbol.is_local || function_of(&symbol.name).is_none()
+            });
+        }
     }
     let marked = |marks: &[(&str, &'static str)]| {
-        marks.iter().find(|(name, _)| named(&symbols, name)).map(|(_, allocator)| *allocator)
+        let mut found = marks.iter().filter(|(name, _)| is_named(&symbols, name));
+        found.next().map(|(_, allocator)| *allocator)
     };
-    let libc = if is_static_program && !exports_malloc { None } else { CLibrary::find(&elf, &symbols) };
-    let allocator = marked(ALLOCATOR_MARKS)
-        .or_else(|| is_static_program.then(|| marked(STATIC_ALLOCATOR_MARKS)).flatten());
-    Ok(Inspected {
-        functions: symbols.iter().filter_map(|symbol| found(&elf, symbol)).collect(),
-        is_loader: libc.is_none() && named(&symbols, LOADER_MARK),
+    let mut allocators = Vec::new();
+    allocators.extend((!prefixes.is_empty()).then_some("jemalloc"));
+    allocators.extend(marked(ALLOCATOR_MARKS));
+    allocators.extend(marked(STATIC_ALLOCATOR_MARKS).filter(|_| is_closed));
+    let is_loader = libc.is_none() && is_named(&symbols, LOADER_MARK);
+    let break_vaddr = symbols.iter().find(|symbol| symbol.name == PROGRAM_BREAK).map(|symbol| symbol.vaddr);
+    let found =
+        |symbol: &Symbol| found(&elf, symbol, function_of(&symbol.name).or_else(|| family(&symbol.name))?);
+    let mut inspected = Inspected {
+        functions: symbols.iter().filter_map(found).collect(),
         libc,
-        allocator,
+        allocators,
+        unnamed_allocator: None,
+        is_loader,
         is_program,
         is_static: elf.interpreter().is_none(),
         is_stripped: elf.is_stripped(),
-        cpython: CPython::find(&elf, &symbols, path, module)?,
-    })
+        break_vaddr,
+        cpython,
+    };
+    if inspected.has_allocator() {
+        look_into(&elf, &mut inspected.functions)?;
+    } else if inspected.is_stripped && inspected.allocators.is_empty() {
+        inspected.unnamed_allocator = unnamed::allocator(&elf)?;
+    }
+    Ok(inspected)
 }
 
-fn is_mark(name: &str) -> bool {
-    STATIC_ALLOCATOR_MARKS.iter().chain(ALLOCATOR_MARKS).any(|(mark, _)| *mark == name)
+/// Adds those of `more` that `counts`, and that are not there yet by another table or version.
+fn extend(symbols: &mut Vec<Symbol>, more: Vec<Symbol>, counts: impl Fn(&Symbol) -> bool) {
+    for symbol in more {
+        let is_known =
+            |known: &Symbol| known.name == symbol.name && (known.vaddr == symbol.vaddr || !symbol.is_local);
+        if counts(&symbol) && !symbols.iter().any(is_known) {
+            symbols.push(symbol);
+        }
+    }
 }
 
-fn found(elf: &Elf, symbol: &Symbol) -> Option<FoundFunction> {
-    let by_name = Function::ALL.iter().find(|function| function.symbol() == symbol.name);
-    let alias = || ALIASES.iter().find(|(name, _)| *name == symbol.name).map(|(_, f)| f);
-    let function = *by_name.or_else(alias)?;
+/// Whether allocators are in the file that it exports nothing of, as in a library with a list of what it
+/// exports: their functions are local then.
+struct Hidden {
+    jemalloc: bool,
+    mimalloc: bool,
+}
+
+impl Hidden {
+    fn new(exported: &[Symbol], full: &[Symbol]) -> Self {
+        let is_local = |name: &str| {
+            let mut named = full.iter().filter(|symbol| symbol.name == name);
+            named.any(|symbol| symbol.is_local && symbol.kind == SymbolKind::Function)
+        };
+        Self {
+            jemalloc: !is_named(exported, "malloc") && is_local("malloc") && is_local("mallocx"),
+            mimalloc: !is_named(exported, "mi_free")
+                && is_local("mi_free")
+                && (is_local("mi_malloc") || is_local("mi_malloc_aligned")),
+        }
+    }
+}
+
+fn code_names<'a>(symbols: impl Iterator<Item = &'a Symbol>) -> impl Iterator<Item = &'a str> {
+    symbols.filter(|symbol| symbol.kind == SymbolKind::Function).map(|symbol| symbol.name.as_str())
+}
+
+fn is_named(symbols: &[Symbol], name: &str) -> bool {
+    symbols.iter().any(|symbol| symbol.name == name)
+}
+
+fn is_static_mark(name: &str) -> bool {
+    name == PROGRAM_BREAK || STATIC_ALLOCATOR_MARKS.iter().any(|(mark, _)| *mark == name)
+}
+
+fn found(elf: &Elf, symbol: &Symbol, function: Function) -> Option<FoundFunction> {
     if symbol.kind == SymbolKind::Object {
         return None;
     }
@@ -136,5 +236,49 @@ fn found(elf: &Elf, symbol: &Symbol) -> Option<FoundFunction> {
         symbol: symbol.clone(),
         file_offset: elf.file_offset(symbol.vaddr)?,
         code: elf.bytes_at_vaddr(symbol.vaddr, len)?.to_vec(),
+        ret_offsets: Ok(Vec::new()),
+        seen_by: None,
     })
+}
+
+/// Finds, in the code of a file with an allocator, which functions hand their calls on, and where those
+/// end that have no return probe.
+fn look_into(elf: &Elf, functions: &mut [FoundFunction]) -> Result<(), ElfError> {
+    let plain = |found: &&FoundFunction| found.symbol.kind == SymbolKind::Function;
+    let known: Vec<(u64, u64, Function)> = functions
+        .iter()
+        .filter(plain)
+        .map(|found| (found.symbol.vaddr, found.symbol.size, found.function))
+        .collect();
+    let code = Code::new(elf, &known)?;
+    for found in functions.iter_mut().filter(|found| found.symbol.kind == SymbolKind::Function) {
+        let (function, vaddr) = (found.function, found.symbol.vaddr);
+        let is_operator = matches!(function, Function::OperatorNew | Function::OperatorDelete);
+        let jump = code.jump_to(vaddr).filter(|(to, at)| *at != Some(vaddr) && does_the_same(function, *to));
+        found.seen_by = match jump {
+            Some((to, vaddr)) => Some(SeenBy { function: to, vaddr }),
+            None if is_operator => {
+                let to = code.comes_to(vaddr).filter(|to| does_the_same(function, *to));
+                to.map(|function| SeenBy { function, vaddr: None })
+            }
+            None => None,
+        };
+        if found.seen_by.is_none() && function.ending() == Ending::AtRet {
+            let rets = code.rets(vaddr);
+            found.ret_offsets =
+                rets.map(|rets| rets.into_iter().filter_map(|ret| elf.file_offset(ret)).collect());
+        }
+    }
+    Ok(())
+}
+
+/// Whether a call of `function` that becomes one of `other` is rightly told by that.
+fn does_the_same(function: Function, other: Function) -> bool {
+    let is_allocation = |function: Function| {
+        function.domain() == Domain::Malloc && matches!(function.action(), Action::Allocate { .. })
+    };
+    match function {
+        Function::OperatorNew => is_allocation(other),
+        _ => function.domain() == other.domain() && function.action() == other.action(),
+    }
 }

@@ -117,6 +117,15 @@ impl Mappings {
         numbers
     }
 
+    /// Address at which a byte of a module's code is mapped now.
+    pub(super) fn addr_of(&self, module: u32, file_offset: u64) -> Option<u64> {
+        self.current.iter().filter(|extent| extent.module == Some(module)).find_map(|extent| {
+            let inside = file_offset.checked_sub(extent.file_offset)?;
+            let addr = extent.start_addr.checked_add(inside)?;
+            (addr < extent.end_addr).then_some(addr)
+        })
+    }
+
     fn extent(&mut self, process: &Process, line: &MapsLine) -> Extent {
         Extent {
             start_addr: line.start_addr,

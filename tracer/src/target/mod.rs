@@ -10,10 +10,15 @@ mod code;
 pub mod cpython;
 pub mod elf;
 mod error;
+mod exits;
+mod extents;
 mod inspect;
 pub mod mappings;
+mod names;
 pub mod process;
 pub mod pymalloc;
+mod slots;
+mod unnamed;
 
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -43,7 +48,7 @@ pub struct Target {
     pub mappings: Mappings,
     /// C library: `glibc 2.36`, `musl 1.2.5`, `static`, or `None`.
     pub libc: Option<String>,
-    /// Allocators that are probed and known by name: `glibc`, `musl`, `jemalloc`, `tcmalloc`, `mimalloc`.
+    /// Allocators that are probed and known by name, each once: `glibc`, `musl`, `jemalloc`, `tcmalloc`, `mimalloc`.
     pub allocators: Vec<String>,
     /// The Python interpreter, where there is one.
     pub cpython: Option<CPython>,
@@ -126,6 +131,19 @@ impl Target {
             pid: self.process.tgid,
             command: self.process.command.first().cloned().unwrap_or_default(),
             reason,
+        })
+    }
+
+    /// Where glibc keeps the program break: the run-time address of a pointer of 8 bytes. `None` without
+    /// glibc, and where its symbols do not tell.
+    pub fn current_break_addr(&self) -> Option<u64> {
+        self.mappings.mapped_now().into_iter().find_map(|module| {
+            let inspected = self.inspected.get(module as usize)?.as_ref()?;
+            let vaddr = inspected.break_vaddr.filter(|_| inspected.has_glibc())?;
+            // Any function of the file tells where it was loaded.
+            let known = inspected.functions.first()?;
+            let loaded_at = self.mappings.addr_of(module, known.file_offset)?;
+            Some(loaded_at.wrapping_sub(known.symbol.vaddr).wrapping_add(vaddr))
         })
     }
 
