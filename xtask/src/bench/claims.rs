@@ -49,7 +49,7 @@ pub fn all(pairs: &[Pairs], lossless: &[Lossless], memory: Option<&Memory>) -> V
         claims.push(Claim { promise, measured: share(Tool::MemtraceFloor), limit: OF_FLOOR });
     }
     for figure in lossless {
-        let promise = format!("events lost with {} threads as fast as they can", figure.threads);
+        let promise = format!("events lost with {} thread(s) as fast as possible", figure.threads);
         claims.push(Claim { promise, measured: Some(figure.lost as f64), limit: 0.0 });
     }
     let each = |after: u64, before: u64, blocks: u64| (after as f64 - before as f64) / blocks as f64;

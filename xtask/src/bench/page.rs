@@ -36,6 +36,12 @@ const NOT_RUN: &str = "Not measured in this run.\n";
 const BUSY: &str =
     "\n**The machine was busy with other work when the run began: the figures are doubtful.**\n";
 
+const UNSTEADY: &str = "\n**The untraced runs differ by more than a quarter: something else was at work, and the figures above are \
+                        doubtful.**\n";
+
+/// How many times the slowest untraced run the fastest may be.
+const STEADY: f64 = 1.25;
+
 impl Page {
     /// The whole page in Markdown.
     pub fn render(&self) -> String {
@@ -90,6 +96,7 @@ impl Page {
                 part += &pair_row(row, base);
             }
             part += &pair_sentence(table);
+            part += unsteady(table);
         }
         part
     }
@@ -114,6 +121,7 @@ impl Page {
                 part += &server_row(row, base);
             }
             part += &server_sentence(table);
+            part += unsteady(table);
         }
         part
     }
@@ -141,6 +149,12 @@ fn claims(claims: &[Claim]) -> String {
         claims.len()
     );
     part
+}
+
+/// A warning where the runs without any tool do not agree.
+fn unsteady(table: &Table) -> &'static str {
+    let untraced = table.row(Tool::Untraced).and_then(Row::values);
+    if untraced.is_some_and(|values| values.highest() > values.lowest() * STEADY) { UNSTEADY } else { "" }
 }
 
 /// A row of a tool that has no values.

@@ -17,7 +17,7 @@ fn page() -> Page {
     let pairs = vec![Pairs {
         frames: 3,
         table: Table(vec![
-            row(Tool::Untraced, &[5.0, 4.0, 6.0], None),
+            row(Tool::Untraced, &[5.0, 4.5, 5.5], None),
             row(Tool::Memtrace, &[2005.0, 1905.0, 2105.5], Some(0)),
             row(Tool::MemtraceFloor, &[1605.0], Some(0)),
             row(Tool::Bpftrace, &[12_005.0], None),
@@ -94,10 +94,21 @@ fn a_busy_machine_is_told() {
 }
 
 #[test]
+fn untraced_runs_that_differ_are_told() {
+    let warnings = |page: &Page| page.render().matches("**The untraced runs differ").count();
+    let mut page = page();
+    assert_eq!(warnings(&page), 0);
+    page.server[0].table.0[0] = row(Tool::Untraced, &[20_000.0, 15_900.0], None);
+    assert_eq!(warnings(&page), 1);
+    page.pairs[0].table.0[0] = row(Tool::Untraced, &[4.0, 5.1], None);
+    assert_eq!(warnings(&page), 2);
+}
+
+#[test]
 fn a_pair_has_its_median_spread_ratio_and_what_is_added() {
     let text = page().render();
     for line in [
-        "| untraced | 5 | 4 – 6 | 1 × | – | – | – |",
+        "| untraced | 5 | 4.50 – 5.50 | 1 × | – | – | – |",
         "| memtrace | 2,005 | 1,905 – 2,106 | 401 × | 2,000 | 0 | 3 |",
         "| memleak in bpftrace | 12,005 | 12,005 – 12,005 | 2,401 × | 12,000 | – | – |",
         "Of the 2,000 ns that memtrace adds, the kernel takes 1,600 for the traps alone. The bpftrace script adds 6 × as much as memtrace.",
@@ -117,7 +128,7 @@ fn the_claims_say_what_the_figures_say() {
     for line in [
         "| adds to a pair at most 0.25 times what the bpftrace script adds, 3 frames | 0.17 | 0.25 | yes |",
         "| adds to a pair at most 1.6 times what empty programs add, 3 frames | 1.25 | 1.60 | yes |",
-        "| events lost with 2 threads as fast as they can | 9 | 0 | **no** |",
+        "| events lost with 2 thread(s) as fast as possible | 9 | 0 | **no** |",
         "| takes at most 100 bytes of its own for a live block | 120 | 100 | **no** |",
         "| takes at most 64 bytes of kernel memory for a live block | 0 | 64 | yes |",
         "Of 7 claims 5 hold, 2 do not, 0 were not measured.",
