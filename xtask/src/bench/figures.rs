@@ -66,6 +66,15 @@ impl Effort {
     pub const QUICK: Self =
         Self { quick: true, pairs: (2, 300), lossless: (1, 2000), server: (1, 1000), blocks: 1_000_000 };
 
+    /// A table of these tools; those that are left out say so.
+    fn table(&self, tools: &[Tool]) -> Table {
+        let mut table = Table::of(tools.iter().copied());
+        for row in table.0.iter_mut().filter(|row| self.quick && row.tool.is_slow()) {
+            row.missing = Some("left out by `--quick`".to_owned());
+        }
+        table
+    }
+
     /// Those of the tools that are measured.
     pub fn tools(&self, tools: &[Tool]) -> Vec<Tool> {
         tools.iter().copied().filter(|tool| !(self.quick && tool.is_slow())).collect()
@@ -123,7 +132,7 @@ pub struct Memory {
 /// Measures pairs at each depth. The tools take turns, so that a change of the machine's mood hits all alike.
 pub fn pairs(bench: &Bench, effort: &Effort) -> Vec<Pairs> {
     let (repeats, ms) = effort.pairs;
-    let table = |frames| Pairs { frames, table: Table::of(effort.tools(&PAIR_TOOLS)) };
+    let table = |frames| Pairs { frames, table: effort.table(&PAIR_TOOLS) };
     let mut figures = DEPTHS.map(table).to_vec();
     for repeat in 1..=repeats {
         for Pairs { frames, table } in &mut figures {
@@ -179,7 +188,7 @@ pub fn server(bench: &Bench, effort: &Effort, pythons: &[Python]) -> Vec<Server>
     let (repeats, ms) = effort.server;
     let mut figures: Vec<_> = pythons
         .iter()
-        .map(|python| Server { python: python.label.clone(), table: Table::of(effort.tools(&SERVER_TOOLS)) })
+        .map(|python| Server { python: python.label.clone(), table: effort.table(&SERVER_TOOLS) })
         .collect();
     for repeat in 1..=repeats {
         for (Server { table, .. }, python) in figures.iter_mut().zip(pythons) {
@@ -240,4 +249,22 @@ fn settled(pid: u32) -> Result<MemoryUse> {
         ticks = now;
     }
     memory_use::of(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_run_names_what_it_leaves_out() {
+        let left_out = |effort: Effort| {
+            let table = effort.table(&PAIR_TOOLS);
+            assert_eq!(table.0.len(), PAIR_TOOLS.len());
+            let missing = table.0.into_iter().filter(|row| row.missing.is_some());
+            missing.map(|row| row.tool).collect::<Vec<_>>()
+        };
+        assert_eq!(left_out(Effort::QUICK), [Tool::Heaptrack, Tool::Valgrind]);
+        assert_eq!(left_out(Effort::FULL), []);
+        assert!(!Effort::QUICK.tools(&SERVER_TOOLS).contains(&Tool::Memray));
+    }
 }
