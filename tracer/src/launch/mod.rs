@@ -1,22 +1,46 @@
-//! Starts a command so that it can be traced from its very first allocation, and read a last time as it ends.
+//! Starts a command so that it can be traced from its very first allocation, and read a last time as it ends;
+//! holds what it forks, or what running processes fork, until that can be traced too.
 //!
-//! The command is a child of memtrace and is seized with `ptrace`. Nothing is written into it: it is only
-//! stopped, at places where the session has work to do, and goes on when the session lets it:
+//! The processes are seized with `ptrace`. Nothing is written into them: they are only stopped, at places where
+//! the session has work to do, and go on when the session lets them:
 //!
 //! ```text
+//!       fork ─► Forked ──────────────────────────────────────────────────┐
+//!                                                                        ▼
 //! exec ─► Stopped(AtExec) ─► Stopped(NewMapping)* ─► Stopped(Started) ─► full speed ─► Exiting ─► Exited
 //!             ▲                                                              │
 //!             └────────────────────── a later exec starts over ──────────────┘
 //! ```
 //!
 //! Up to `Started` no code of the program or of its libraries has run, so a probe placed at one of these stops
-//! misses no allocation (`loading.rs` has the details). Afterwards the command stops only to be handed its
-//! signals, at a later `exec`, and at its end. Its other threads and its children are never stopped; hence an
-//! `exec` by another thread than the first goes unseen: `Exiting` comes for the first thread, `Exited` for the
-//! new program. A set-user-id program gets its rights only if memtrace has `CAP_SYS_PTRACE`.
+//! misses no allocation (`loading.rs` has the details). At `Forked` the new process has executed no instruction;
+//! links of uprobes are not inherited by it, so that it would run untraced otherwise.
 //!
-//! If memtrace dies, however it dies, the kernel detaches and resumes the command. The command shares
-//! memtrace's process group and standard streams, as with `perf record` and `strace`.
+//! # What is followed
+//! [`launch`] without children traces the command's first thread alone. Its other threads and its children are
+//! never stopped; hence an `exec` by another thread goes unseen: `Exiting` comes for the first thread, `Exited`
+//! for the new program. With children, and for [`follow`], every thread of every followed process is seized,
+//! since any may fork. What was forked before and has lost its parent since is nobody's descendant and not found.
+//! A set-user-id program gets its rights only if memtrace has `CAP_SYS_PTRACE`.
+//!
+//! # What it costs
+//! Between two events a process runs at full speed. A stop costs it some ten microseconds and happens
+//! - for each signal that it is handed, in each of its threads for one that stops it by job control;
+//! - for each `exec`, and for each system call of the dynamic loader behind it;
+//! - with children for each new thread or process, one in the maker and one in what is made, and at the end of
+//!   each thread, else at the end of the first thread.
+//!
+//! A memtrace that is itself stopped holds each of them at its next such event. If memtrace dies, however it
+//! dies, the kernel detaches and resumes everything. Detaching interrupts nothing either (`owner.rs`). The
+//! command shares memtrace's process group and standard streams, as with `perf record` and `strace`.
+//!
+//! # How it waits
+//! One thread owns the `ptrace` relation to all processes of a [`launch`] or [`follow`], since only who has seized
+//! may make requests. It asks `waitpid` with `__WNOTHREAD`, which answers for what this thread traces and for
+//! its own children only: children that other parts of memtrace wait for are not taken from them. It must not be
+//! blocked there, so that it can always be asked to detach: it sleeps on an eventfd that messages and the handler
+//! of SIGCHLD both ring (`mail.rs`). A thread that waits for each traced one would do without the signal, but
+//! a target may have thousands.
 
 mod births;
 mod child;
