@@ -6,6 +6,7 @@
 //! `PTRACE_SEIZE` waits while a thread of the process is in `exec`, and an `exec` waits until the process's other
 //! threads, which may be seized already, were waited for. [`LaunchError::Caught`] is that.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io;
 
@@ -33,8 +34,8 @@ pub(super) struct Catch {
 pub(super) fn seize_all(tgids: &[u32], owner_tid: u32) -> Result<Catch, LaunchError> {
     let mut catch = Catch::default();
     for &tgid in tgids {
-        if !catch.processes.contains_key(&tgid) {
-            catch.processes.insert(tgid, seize_process(tgid, owner_tid)?);
+        if let Entry::Vacant(entry) = catch.processes.entry(tgid) {
+            entry.insert(seize_process(tgid, owner_tid)?);
             catch.tgids.push(tgid);
         }
     }

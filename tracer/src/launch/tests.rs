@@ -5,6 +5,7 @@ mod crowd;
 mod ends;
 mod killed;
 mod recorded;
+mod refused;
 mod running;
 
 use std::fs;

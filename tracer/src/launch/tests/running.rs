@@ -8,15 +8,15 @@ use super::*;
 
 /// A program that runs as the child of a shell. It says lines, the first of which is its process id, and waits
 /// for lines.
-struct Running {
+pub(super) struct Running {
     shell: Child,
     says: Lines<BufReader<ChildStdout>>,
     hears: ChildStdin,
-    tgid: u32,
+    pub(super) tgid: u32,
 }
 
 impl Running {
-    fn start(command: &str) -> Self {
+    pub(super) fn start(command: &str) -> Self {
         let mut shell = Command::new("sh")
             .args(["-c", &format!("{command}; echo $?")])
             .stdin(Stdio::piped())
@@ -29,16 +29,16 @@ impl Running {
         Self { shell, says, hears, tgid }
     }
 
-    fn say(&mut self) {
+    pub(super) fn say(&mut self) {
         self.hears.write_all(b"\n").unwrap();
     }
 
-    fn hear(&mut self) -> String {
+    pub(super) fn hear(&mut self) -> String {
         self.says.next().unwrap().unwrap()
     }
 
     /// What the shell, its parent, was told of its end.
-    fn code(mut self) -> i32 {
+    pub(super) fn code(mut self) -> i32 {
         let code = self.hear().parse().unwrap();
         assert!(self.shell.wait().unwrap().success());
         code
@@ -64,12 +64,12 @@ const HEAD: &str = r#"
     }
 "#;
 
-fn program(body: &str) -> Program {
+pub(super) fn program(body: &str) -> Program {
     Program::new(&format!("{HEAD}{body}"), &[])
 }
 
 /// Every thread's tracer.
-fn tracers(tgid: u32) -> Vec<u32> {
+pub(super) fn tracers(tgid: u32) -> Vec<u32> {
     status::threads(tgid).into_iter().map(|tid| status::Status::read(tid).unwrap().tracer_tid).collect()
 }
 
@@ -359,68 +359,4 @@ fn a_first_thread_that_has_ended_is_no_obstacle() {
     assert_eq!((of, end), (tgid, Event::Exited(tgid, Ended::Code(6))));
     assert_ne!(tid, tgid);
     assert_eq!(running.code(), 6);
-}
-
-#[test]
-fn what_cannot_be_followed_is_named() {
-    let program = program("int main(void) { say(getpid()); hear(); return 0; }");
-    let mut running = Running::start(&program.path());
-    let tgid = running.tgid;
-    let first = follow(&[tgid]).unwrap();
-    match follow(&[tgid]).unwrap_err() {
-        LaunchError::AlreadyTraced { tgid: of, tracer, name } => {
-            assert_eq!((of, tracer, &*name), (tgid, std::process::id(), "memtrace-ptrace"));
-        }
-        other => panic!("{other:?}"),
-    }
-    first.detach();
-    drop(first);
-    while tracers(tgid) != [0] {
-        std::thread::yield_now();
-    }
-
-    // A thread without the capability, as its process's others keep it.
-    let refused = std::thread::spawn(move || {
-        drop_capability(CAP_SYS_PTRACE);
-        follow(&[tgid]).unwrap_err()
-    });
-    match refused.join().unwrap() {
-        error @ LaunchError::NotPermitted { tgid: of } => {
-            assert_eq!(of, tgid);
-            assert!(error.to_string().contains("CAP_SYS_PTRACE"));
-        }
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(tracers(tgid), [0]);
-    running.say();
-    assert_eq!(running.code(), 0);
-    assert!(matches!(follow(&[tgid]), Err(LaunchError::NoSuchProcess { tgid: of }) if of == tgid));
-}
-
-#[test]
-fn one_that_cannot_be_followed_leaves_the_others_alone() {
-    let program = program("int main(void) { say(getpid()); hear(); return 0; }");
-    let mut running = Running::start(&program.path());
-    // No process has the highest id.
-    let error = follow(&[running.tgid, 0x3f_ffff]).unwrap_err();
-    assert!(matches!(error, LaunchError::NoSuchProcess { tgid: 0x3f_ffff }), "{error:?}");
-    assert_eq!(tracers(running.tgid), [0]);
-    running.say();
-    assert_eq!(running.code(), 0);
-}
-
-/// Of `include/uapi/linux/capability.h`.
-const CAP_SYS_PTRACE: u32 = 19;
-
-/// Takes a capability from the calling thread.
-fn drop_capability(number: u32) {
-    let mut header = [0x2008_0522_u32, 0];
-    let mut sets = [[0_u32; 3]; 2];
-    // SAFETY: version 3 of the call reads and writes two structures of three words behind a header of two.
-    unsafe {
-        assert_eq!(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()), 0);
-        sets[0][0] &= !(1 << number);
-        sets[0][1] &= !(1 << number);
-        assert_eq!(libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()), 0);
-    }
 }
