@@ -1,7 +1,7 @@
 //! Calls that fail, null, zero, and what allocators do inside: `targets/edge.c`.
 
 use memtrace_tests::harness::report::Totals;
-use memtrace_tests::harness::{Frames, Language, Memtrace, Target, as_root, program};
+use memtrace_tests::harness::{Frames, Language, Memtrace, Row, Target, as_root, program};
 
 const MIB: u64 = 1 << 20;
 
@@ -9,21 +9,27 @@ const MIB: u64 = 1 << 20;
 type Amount = (u64, u64);
 
 /// What a function of the plan allocates, and what of that is freed.
-const PLAN: [(&str, Amount, Amount); 14] = [
+const PLAN: [(&str, Amount, Amount); 20] = [
     ("failed_realloc", (1, 5000), (0, 0)),
     ("reallocarray_overflow", (1, 7000), (0, 0)),
     ("calloc_overflow", (0, 0), (0, 0)),
     ("malloc_too_much", (0, 0), (0, 0)),
+    ("malloc_without_memory", (0, 0), (0, 0)),
     ("free_null", (0, 0), (0, 0)),
     ("realloc_to_zero", (1, 4000), (1, 4000)),
     ("realloc_of_null", (1, 6000), (0, 0)),
     ("posix_memalign_bad_alignment", (0, 0), (0, 0)),
+    ("aligned_too_much", (0, 0), (0, 0)),
+    ("realloc_without_memory", (1, 100_000), (0, 0)),
     ("malloc_of_zero", (1, 0), (0, 0)),
     ("realloc_shrinks", (2, 3000), (1, 2000)),
     ("big_blocks", (2, 2 * MIB), (1, MIB)),
     ("realloc_of_big_block", (2, 5 * MIB), (1, MIB)),
     ("reused_address", (100, 5000), (100, 5000)),
     ("free_from_before", (1, 300), (0, 0)),
+    ("failed_mmap", (0, 0), (0, 0)),
+    ("failed_munmap", (1, 12_288), (0, 0)),
+    ("failed_mremap", (1, 16_384), (0, 0)),
 ];
 
 #[test]
@@ -67,5 +73,8 @@ fn hard_cases_are_counted_exactly() {
     assert_eq!(row.frames[0].line, u32::try_from(line).ok(), "{:?}", row.frames[0]);
 
     // What malloc maps for itself is no mapping of the program.
-    assert!(report.stacks.iter().all(|row| row.domain == "malloc"), "{}", report.outstanding());
+    let own = |row: &Row| row.has("failed_munmap") || row.has("failed_mremap");
+    for row in &report.stacks {
+        assert_eq!(row.domain == "mmap", own(row), "{}: {:?}", row.domain, row.names());
+    }
 }

@@ -3,8 +3,10 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <malloc.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "handshake.h"
 
@@ -50,6 +52,16 @@ NAMED void malloc_too_much(void) {
     require(block == NULL);
     block = malloc(hidden(PTRDIFF_MAX - 4096));
     require(block == NULL);
+    block = malloc(hidden(PTRDIFF_MAX));
+    require(block == NULL && errno == ENOMEM);
+}
+
+/* Nothing. The kernel itself refuses: the size is no nonsense, but more than there is. */
+NAMED void malloc_without_memory(void) {
+    void *block = malloc(hidden((size_t)1 << 46));
+    require(block == NULL && errno == ENOMEM);
+    block = calloc(hidden((size_t)1 << 23), (size_t)1 << 23);
+    require(block == NULL && errno == ENOMEM);
 }
 
 /* Nothing. */
@@ -83,6 +95,26 @@ NAMED void posix_memalign_bad_alignment(void) {
     void *block = &not_a_block;
     require(posix_memalign(&block, hidden(3), hidden(100)) == EINVAL);
     ESCAPE(block);
+}
+
+/* Nothing. */
+NAMED void aligned_too_much(void) {
+    char not_a_block;
+    void *block = &not_a_block;
+    require(posix_memalign(&block, hidden(64), hidden(PTRDIFF_MAX)) == ENOMEM);
+    ESCAPE(block);
+    require(aligned_alloc(hidden(64), hidden((size_t)1 << 62)) == NULL && errno == ENOMEM);
+    require(memalign(hidden(64), hidden(PTRDIFF_MAX)) == NULL && errno == ENOMEM);
+}
+
+/* 1 allocation of 100,000 bytes, a thousand times asked to grow beyond what there is, outstanding where malloc
+ * was called. */
+NAMED void realloc_without_memory(void) {
+    void *block = malloc(hidden(100000));
+    ESCAPE(block);
+    for (int i = 0; i < 1000; i++) {
+        require(realloc(block, hidden((size_t)1 << 46)) == NULL && errno == ENOMEM);
+    }
 }
 
 /* 1 allocation of 0 bytes, outstanding: glibc gives a block. */
@@ -136,21 +168,55 @@ NAMED void free_from_before(void) {
     require(moved != NULL);
 }
 
+NAMED void *map(size_t bytes) {
+    return mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+/* Nothing. */
+NAMED void failed_mmap(void) {
+    require(map(hidden((size_t)1 << 46)) == MAP_FAILED && errno == ENOMEM);
+    require(map(hidden(0)) == MAP_FAILED && errno == EINVAL);
+}
+
+/* 1 mapping of 12,288 bytes, outstanding: no address that is not a page's, no length of none. */
+NAMED void failed_munmap(void) {
+    char *mapping = map(hidden(12288));
+    require(mapping != MAP_FAILED);
+    require(munmap(mapping + 1, 4096) == -1 && errno == EINVAL);
+    require(munmap(mapping + 4097, 100000) == -1 && errno == EINVAL);
+    require(munmap(mapping, hidden(0)) == -1 && errno == EINVAL);
+}
+
+/* 1 mapping of 16,384 bytes, outstanding where mmap was called. */
+NAMED void failed_mremap(void) {
+    char *mapping = map(hidden(16384));
+    require(mapping != MAP_FAILED);
+    require(mremap(mapping, 16384, hidden((size_t)1 << 46), MREMAP_MAYMOVE) == MAP_FAILED && errno == ENOMEM);
+    require(mremap(mapping + 1, 4096, 8192, MREMAP_MAYMOVE) == MAP_FAILED && errno == EINVAL);
+    require(mremap(mapping, 16384, hidden(0), MREMAP_MAYMOVE) == MAP_FAILED && errno == EINVAL);
+}
+
 NAMED void run_plan(void) {
     failed_realloc();
     reallocarray_overflow();
     calloc_overflow();
     malloc_too_much();
+    malloc_without_memory();
     free_null();
     realloc_to_zero();
     realloc_of_null();
     posix_memalign_bad_alignment();
+    aligned_too_much();
+    realloc_without_memory();
     malloc_of_zero();
     realloc_shrinks();
     big_blocks();
     realloc_of_big_block();
     reused_address();
     free_from_before();
+    failed_mmap();
+    failed_munmap();
+    failed_mremap();
 }
 
 int main(void) {
