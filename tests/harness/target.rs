@@ -4,7 +4,7 @@ use super::deadline::{read_line, signal, wait_exit};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The longest that a target may take for one command. Traced, and on a busy machine, ten seconds of work
 /// may become a minute.
@@ -32,6 +32,50 @@ impl Target {
         let mut target = Self { child, commands, answers };
         assert_eq!(target.answer().as_deref(), Some("ready"), "{command:?} says it is ready");
         target
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, number: i32) {
+        signal(&self.child, number);
+    }
+
+    /// The letter that the kernel gives the main thread's state: `T` when a signal has stopped it.
+    pub fn state(&self) -> char {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the target lives");
+        let (_, behind_name) = stat.rsplit_once(") ").expect("a state behind the name");
+        behind_name.chars().next().expect("a state")
+    }
+
+    /// Sends SIGSTOP and waits until every thread has stopped.
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let end = Instant::now() + ANSWER_LIMIT;
+        // The kernel tells the parent once all threads have stopped.
+        loop {
+            // SAFETY: all-zero is a valid siginfo_t, which waitid fills in.
+            let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+            let flags = libc::WSTOPPED | libc::WNOWAIT | libc::WNOHANG;
+            // SAFETY: `info` lives through the call; the child was not waited for.
+            let result = unsafe { libc::waitid(libc::P_PID, self.pid(), &raw mut info, flags) };
+            assert_eq!(result, 0, "waitid: {}", std::io::Error::last_os_error());
+            // SAFETY: waitid has succeeded and filled in the process id, or left zero.
+            if unsafe { info.si_pid() } != 0 {
+                return;
+            }
+            assert!(Instant::now() < end, "the target stops in time");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Lets a stopped target run on.
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// The answer to a command that was told.
+    pub fn heard(&mut self) -> Vec<String> {
+        let answer = self.answer().expect("the target answers");
+        answer.split(' ').map(str::to_owned).collect()
     }
 
     /// The process id, as this process sees it.
@@ -119,13 +163,44 @@ mod tests {
             }
             let mut threads = Target::start(&program("threads", Language::C, frames), &[]);
             let books = threads.go();
-            assert!(books[0] > 0 && books[1] > books[0] && books[2] == 80_000, "{books:?}");
+            assert!(books[4] > 0 && books[5] > books[4] && books[13] == 400_000, "{books:?}");
             threads.quit();
             let mut churn = Target::start(&program("churn", Language::Cxx, frames), &[]);
             assert!(churn.ask("rate")[1].parse::<f64>().unwrap() > 1000.0);
-            assert_eq!(churn.ask("check"), ["ok"]);
+            assert_eq!(churn.ask("check"), ["ok", "0"]);
             churn.quit();
         }
+    }
+
+    #[test]
+    fn the_targets_of_the_hard_cases_run_untraced() {
+        let [done, escaped] = [["done"], ["EPERM"]];
+        let plans = [
+            ("jumps", [].as_slice(), ["signals", "escapes", "jumps"].as_slice()),
+            ("children", &[], &["fork", "exec"]),
+            ("spawning", &[], &["free"]),
+            ("confined", &["kill"], &["go"]),
+            ("confined", &["errno"], &["go", "forbidden"]),
+        ];
+        for (name, arguments, commands) in plans {
+            let mut target = Target::start(&program(name, Language::C, Frames::Kept), arguments);
+            for command in commands {
+                let expected = if *command == "forbidden" { escaped } else { done };
+                assert_eq!(target.ask(command), expected, "{name}: {command}");
+            }
+            target.quit();
+        }
+        let mut confined = Target::start(&program("confined", Language::C, Frames::Kept), &["kill"]);
+        confined.tell("forbidden");
+        let status = confined.wait();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGSYS), "{status}");
+
+        let mut churn = Target::start(&program("churn", Language::Cxx, Frames::Kept), &["children"]);
+        churn.ask("rate");
+        assert!(churn.ask("pair")[1].parse::<u64>().unwrap() < 100);
+        let check = churn.ask("check");
+        assert!(check[0] == "ok" && check[1].parse::<u64>().unwrap() > 0, "{check:?}");
+        churn.quit();
     }
 
     #[test]

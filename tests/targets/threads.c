@@ -1,44 +1,61 @@
-/* Four threads that allocate, and free their own blocks and each other's.
+/* Eight threads that call every allocation function, resize, and free their own blocks and each other's.
  *
- * "go" runs the plan; the answer "done <count> <bytes> <allocations>" says what is live after it, from the
- * program's own books.
+ * "go" runs 50,000 calls in each thread and stops them all at a barrier. The answer is "done" and, from the
+ * program's own books, for what was allocated in this run:
+ *
+ *   malloc: <allocations> <bytes> <frees> <bytes> <live> <bytes>   mmap: the same six
+ *   <frees of blocks of earlier runs> <calls in all>
+ *
+ * A realloc counts as a free and an allocation. The live ones are counted by walking the tables, not by
+ * subtraction. Every block is marked, and its mark is looked at before it is resized or freed.
  */
 #define _GNU_SOURCE
+#include <malloc.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
+#include <sys/mman.h>
 
 #include "handshake.h"
 
 enum {
-    THREADS = 4,
-    SLOTS = 512,          /* blocks that a thread holds at most */
-    INBOX = 256,          /* blocks on their way from one thread to the next */
-    ROUNDS = 1000,        /* of one millisecond each */
-    OPERATIONS = 20,      /* per thread and round: 80,000 allocations per second in all */
+    THREADS = 8,
+    SLOTS = 256,     /* blocks that a thread holds at most */
+    INBOX = 16,      /* blocks on their way from one thread to one other */
+    CALLS = 50000,   /* per thread and run: 400,000 in all */
+    MAPPINGS = 8,    /* that a thread holds at most */
 };
 
 struct block {
-    void *address;
+    unsigned char *address;
     size_t bytes;
+    unsigned run;    /* in which it was allocated */
+};
+
+struct books {
+    uint64_t allocations, allocated_bytes, frees, freed_bytes, live, live_bytes;
+};
+
+struct parcel {
+    struct block block;
+    atomic_int there;
 };
 
 struct worker {
     struct block held[SLOTS];
-    _Atomic(struct block *) inbox[INBOX];
-    struct block parcels[INBOX];
+    struct block mapped[MAPPINGS];
+    struct parcel inbox[THREADS][INBOX];  /* by sender */
+    struct books heap, mappings;
+    uint64_t unmatched, calls;
     uint64_t random;
-    uint64_t allocations;
-    int64_t live_count;   /* may be below zero: a thread frees more of others' blocks than it makes */
-    int64_t live_bytes;
     pthread_t thread;
 };
 
 static struct worker workers[THREADS];
-static pthread_barrier_t rounds_begin, rounds_end;
+static pthread_barrier_t run_begins, run_ends;
+static unsigned run;
 
 static uint64_t next_random(struct worker *self) {
     self->random ^= self->random << 13;
@@ -47,107 +64,278 @@ static uint64_t next_random(struct worker *self) {
     return self->random;
 }
 
-NAMED void *allocate_block(struct worker *self, size_t bytes) {
-    void *address = malloc(bytes);
+NAMED void require(int condition) {
+    if (!condition) {
+        _exit(112);
+    }
+}
+
+static unsigned char mark_of(const struct block *block) {
+    return (unsigned char)(block->bytes * 7 + 1);
+}
+
+static void mark(struct block *block) {
+    block->address[0] = block->address[block->bytes - 1] = mark_of(block);
+}
+
+static void enter(struct block *block, struct books *books, void *address, size_t bytes) {
+    require(address != NULL);
+    block->address = address;
+    block->bytes = bytes;
+    block->run = run;
+    books->allocations++;
+    books->allocated_bytes += bytes;
+    mark(block);
+}
+
+static void strike(const struct block *block, struct books *books) {
+    require(block->address[0] == mark_of(block) && block->address[block->bytes - 1] == mark_of(block));
+    books->frees++;
+    books->freed_bytes += block->bytes;
+}
+
+static void strike_heap(struct worker *self, const struct block *block) {
+    if (block->run == run) {
+        strike(block, &self->heap);
+    } else {
+        struct books elsewhere = {0};
+        strike(block, &elsewhere);
+        self->unmatched++;
+    }
+}
+
+NAMED void allocate_block(struct worker *self, struct block *block) {
+    uint64_t chance = next_random(self);
+    size_t bytes = 16 + chance % 2000;
+    if (chance >> 32 & 1) {
+        bytes = 16 + chance % 64;  /* small ones come and go at the same addresses */
+    } else if ((chance >> 33) % 512 == 0) {
+        bytes += 200000;           /* malloc maps it */
+    }
+    void *address = NULL;
+    size_t align = (size_t)32 << (chance >> 40) % 4;
+    self->calls++;
+    switch ((chance >> 44) % 16) {
+    case 0:
+        bytes = bytes / 8 * 8;
+        address = calloc(bytes / 8, 8);
+        break;
+    case 1:
+        require(posix_memalign(&address, align, bytes) == 0);
+        break;
+    case 2:
+        bytes = (bytes + align - 1) / align * align;
+        address = aligned_alloc(align, bytes);
+        break;
+    case 3:
+        address = memalign(align, bytes);
+        break;
+    case 4:
+        address = realloc(NULL, bytes);
+        break;
+    case 5:
+        bytes = bytes / 4 * 4;
+        address = reallocarray(NULL, bytes / 4, 4);
+        break;
+    default:
+        address = malloc(bytes);
+    }
     ESCAPE(address);
-    memset(address, 0x5a, bytes);
-    self->allocations++;
-    self->live_count++;
-    self->live_bytes += (int64_t)bytes;
-    return address;
+    enter(block, &self->heap, address, bytes);
+}
+
+NAMED void resize_block(struct worker *self, struct block *block) {
+    uint64_t chance = next_random(self);
+    size_t bytes = chance & 1 ? block->bytes + 1 + chance % 1500 : 1 + block->bytes / 2;
+    strike_heap(self, block);
+    unsigned char first = block->address[0];
+    void *address;
+    self->calls++;
+    if (chance & 6) {
+        address = realloc(block->address, bytes);
+    } else {
+        bytes = bytes / 2 * 2 + 2;
+        address = reallocarray(block->address, bytes / 2, 2);
+    }
+    ESCAPE(address);
+    require(address != NULL && *(unsigned char *)address == first);
+    enter(block, &self->heap, address, bytes);
 }
 
 NAMED void free_block(struct worker *self, struct block *block) {
-    self->live_count--;
-    self->live_bytes -= (int64_t)block->bytes;
+    strike_heap(self, block);
+    self->calls++;
     free(block->address);
     block->address = NULL;
 }
 
-/* Frees what the neighbour left here. */
-NAMED void empty_inbox(struct worker *self) {
-    for (int i = 0; i < INBOX; i++) {
-        struct block *parcel = atomic_load_explicit(&self->inbox[i], memory_order_acquire);
-        if (parcel != NULL) {
-            free_block(self, parcel);
-            atomic_store_explicit(&self->inbox[i], NULL, memory_order_release);
-        }
+NAMED void map_or_unmap(struct worker *self) {
+    uint64_t chance = next_random(self);
+    struct block *block = &self->mapped[chance % MAPPINGS];
+    self->calls++;
+    if (block->address != NULL) {
+        /* That of an earlier run is no business of this one's. */
+        struct books elsewhere = {0};
+        strike(block, block->run == run ? &self->mappings : &elsewhere);
+        require(munmap(block->address, block->bytes) == 0);
+        block->address = NULL;
+        return;
     }
+    size_t bytes = 1 + (chance >> 8) % 40000;
+    void *address = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ESCAPE(address);
+    require(address != MAP_FAILED);
+    enter(block, &self->mappings, address, bytes);
 }
 
-/* Leaves a block with the neighbour, who frees it; false when there is no room. */
-static int hand_over(struct worker *self, struct worker *neighbour, struct block *block) {
-    int i = (int)(next_random(self) % INBOX);
-    if (atomic_load_explicit(&neighbour->inbox[i], memory_order_acquire) != NULL) {
+/* Leaves a block with another thread, who frees or resizes it; false when there is no room. */
+static int hand_over(struct worker *self, struct block *block) {
+    uint64_t chance = next_random(self);
+    struct parcel *parcel = &workers[chance % THREADS].inbox[self - workers][chance / THREADS % INBOX];
+    if (atomic_load_explicit(&parcel->there, memory_order_acquire)) {
         return 0;
     }
-    neighbour->parcels[i] = *block;
-    atomic_store_explicit(&neighbour->inbox[i], &neighbour->parcels[i], memory_order_release);
+    parcel->block = *block;
+    atomic_store_explicit(&parcel->there, 1, memory_order_release);
     block->address = NULL;
     return 1;
 }
 
-NAMED void run_rounds(struct worker *self, struct worker *neighbour) {
-    struct timespec due;
-    clock_gettime(CLOCK_MONOTONIC, &due);
-    for (int round = 0; round < ROUNDS; round++) {
-        for (int i = 0; i < OPERATIONS; i++) {
-            struct block *block = &self->held[next_random(self) % SLOTS];
-            if (block->address != NULL && (next_random(self) % 4 != 0 || !hand_over(self, neighbour, block))) {
+/* Takes a block that another thread left: frees it, or resizes it and keeps it in `empty`. */
+static void take_over(struct worker *self, struct block *empty) {
+    uint64_t chance = next_random(self);
+    struct parcel *parcel = &self->inbox[chance % THREADS][chance / THREADS % INBOX];
+    if (!atomic_load_explicit(&parcel->there, memory_order_acquire)) {
+        return;
+    }
+    struct block block = parcel->block;
+    atomic_store_explicit(&parcel->there, 0, memory_order_release);
+    if (empty->address == NULL && chance >> 32 & 1) {
+        resize_block(self, &block);
+        *empty = block;
+    } else {
+        free_block(self, &block);
+    }
+}
+
+NAMED void make_calls(struct worker *self) {
+    while (self->calls < CALLS) {
+        uint64_t chance = next_random(self);
+        struct block *block = &self->held[chance % SLOTS];
+        take_over(self, block);
+        if (self->calls == CALLS) {
+            return;
+        }
+        if (chance >> 32 & 127) {
+            if (block->address == NULL) {
+                allocate_block(self, block);
+            } else if ((chance >> 40) % 4 == 0) {
+                resize_block(self, block);
+            } else if ((chance >> 40) % 4 == 1 && hand_over(self, block)) {
+                continue;
+            } else {
                 free_block(self, block);
             }
-            block->bytes = 16 + next_random(self) % 2000;
-            block->address = allocate_block(self, block->bytes);
+        } else {
+            map_or_unmap(self);
         }
-        empty_inbox(self);
-        due.tv_nsec += 1000000;
-        if (due.tv_nsec >= 1000000000) {
-            due.tv_nsec -= 1000000000;
-            due.tv_sec++;
-        }
-        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL);
     }
 }
 
 NAMED void *work(void *argument) {
     struct worker *self = argument;
-    struct worker *neighbour = &workers[(self - workers + 1) % THREADS];
+    /* malloc makes the thread's arena now, not in the first run. */
+    void *first = malloc(1);
+    ESCAPE(first);
+    free(first);
+    pthread_barrier_wait(&run_ends);
     for (;;) {
-        pthread_barrier_wait(&rounds_begin);
-        run_rounds(self, neighbour);
-        pthread_barrier_wait(&rounds_end);
+        pthread_barrier_wait(&run_begins);
+        make_calls(self);
+        pthread_barrier_wait(&run_ends);
     }
     return NULL;
 }
 
+static void count_live(const struct block *block, struct books *books) {
+    if (block->address != NULL && block->run == run) {
+        books->live++;
+        books->live_bytes += block->bytes;
+    }
+}
+
+static void add(struct books *sum, const struct books *part) {
+    sum->allocations += part->allocations;
+    sum->allocated_bytes += part->allocated_bytes;
+    sum->frees += part->frees;
+    sum->freed_bytes += part->freed_bytes;
+}
+
+static size_t print_books(char *line, size_t room, const struct books *books) {
+    return (size_t)snprintf(line, room, " %llu %llu %llu %llu %llu %llu",
+                            (unsigned long long)books->allocations,
+                            (unsigned long long)books->allocated_bytes, (unsigned long long)books->frees,
+                            (unsigned long long)books->freed_bytes, (unsigned long long)books->live,
+                            (unsigned long long)books->live_bytes);
+}
+
+/* The threads are at the barrier: nobody changes what is read here. */
+static void report_books(void) {
+    struct books heap = {0}, mappings = {0};
+    uint64_t unmatched = 0, calls = 0;
+    for (int i = 0; i < THREADS; i++) {
+        struct worker *worker = &workers[i];
+        add(&heap, &worker->heap);
+        add(&mappings, &worker->mappings);
+        unmatched += worker->unmatched;
+        calls += worker->calls;
+        for (int slot = 0; slot < SLOTS; slot++) {
+            count_live(&worker->held[slot], &heap);
+        }
+        for (int slot = 0; slot < MAPPINGS; slot++) {
+            count_live(&worker->mapped[slot], &mappings);
+        }
+        for (int parcel = 0; parcel < THREADS * INBOX; parcel++) {
+            struct parcel *left = &worker->inbox[parcel / INBOX][parcel % INBOX];
+            if (left->there) {
+                count_live(&left->block, &heap);
+            }
+        }
+    }
+    char line[512] = "done";
+    size_t length = strlen(line);
+    length += print_books(line + length, sizeof line - length, &heap);
+    length += print_books(line + length, sizeof line - length, &mappings);
+    snprintf(line + length, sizeof line - length, " %llu %llu\n", (unsigned long long)unmatched,
+             (unsigned long long)calls);
+    answer(line);
+}
+
 int main(void) {
     char command[COMMAND_BYTES];
-    pthread_barrier_init(&rounds_begin, NULL, THREADS + 1);
-    pthread_barrier_init(&rounds_end, NULL, THREADS + 1);
+    pthread_barrier_init(&run_begins, NULL, THREADS + 1);
+    pthread_barrier_init(&run_ends, NULL, THREADS + 1);
     for (int i = 0; i < THREADS; i++) {
         workers[i].random = 0x9e3779b97f4a7c15u * (uint64_t)(i + 1);
         if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0) {
             _exit(112);
         }
     }
+    pthread_barrier_wait(&run_ends);
     answer("ready\n");
     for (;;) {
         next_command(command);
         if (strcmp(command, "quit") == 0) {
             return 0;
         }
-        pthread_barrier_wait(&rounds_begin);
-        pthread_barrier_wait(&rounds_end);
-        int64_t live_count = 0, live_bytes = 0;
-        uint64_t allocations = 0;
+        run++;
         for (int i = 0; i < THREADS; i++) {
-            live_count += workers[i].live_count;
-            live_bytes += workers[i].live_bytes;
-            allocations += workers[i].allocations;
+            memset(&workers[i].heap, 0, sizeof workers[i].heap);
+            memset(&workers[i].mappings, 0, sizeof workers[i].mappings);
+            workers[i].unmatched = workers[i].calls = 0;
         }
-        char line[COMMAND_BYTES];
-        snprintf(line, sizeof line, "done %lld %lld %llu\n", (long long)live_count, (long long)live_bytes,
-                 (unsigned long long)allocations);
-        answer(line);
+        pthread_barrier_wait(&run_begins);
+        pthread_barrier_wait(&run_ends);
+        report_books();
     }
 }
