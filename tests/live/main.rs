@@ -8,6 +8,7 @@ mod doctor;
 mod edge;
 mod elsewhere;
 mod exits;
+mod handover;
 mod options;
 mod python;
 mod recording;

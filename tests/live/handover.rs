@@ -1,0 +1,70 @@
+//! Blocks that outlive their thread, or whose address is another thread's the next moment.
+
+use memtrace_tests::harness::report::{Totals, sum};
+use memtrace_tests::harness::{Frames, Language, Memtrace, Report, Target, as_root, program};
+
+fn trace_while(target: &mut Target, command: &str) -> (Report, Vec<u64>) {
+    let session = Memtrace::new(["-p", &target.pid().to_string(), "--format", "json"]).trace();
+    let answer = target.ask(command);
+    let report = session.stop().report();
+    assert_eq!(answer[0], "done");
+    (report, answer[1..].iter().map(|word| word.parse().unwrap()).collect())
+}
+
+#[test]
+fn five_thousand_short_lived_threads_are_counted_exactly() {
+    let _root = as_root();
+    let mut target = Target::start(&program("spawning", Language::C, Frames::Omitted), &[]);
+    let (report, books) = trace_while(&mut target, "go");
+    target.quit();
+
+    report.expect_nothing_lost();
+    assert!(report.loss.detail.values().all(|count| *count == 0), "{:?}", report.loss);
+    let [alloc_count, alloc_bytes, free_count, free_bytes, outstanding_count, outstanding_bytes] = books[..]
+    else {
+        panic!("{books:?}");
+    };
+    assert_eq!((alloc_count, outstanding_count), (100_000, 64));
+    let expected = Totals {
+        alloc_count,
+        alloc_bytes,
+        free_count,
+        free_bytes,
+        outstanding_count,
+        outstanding_bytes,
+        unmatched_free_count: 0,
+    };
+    assert_eq!(report.totals_of("live_briefly"), expected, "{}", report.outstanding());
+    // The rest is what the C library takes for a thread, and keeps for the next: stacks, and their tables.
+    let of_library = report.stacks.iter().filter(|row| !row.has("live_briefly"));
+    for row in of_library.clone() {
+        assert!(row.has("run_threads") && row.frames[0].module != row.frames.last().unwrap().module);
+        assert!(row.alloc_count <= 50, "{:?}", row.names());
+    }
+    assert_eq!(of_library.count(), 2, "{}", report.outstanding());
+}
+
+#[test]
+fn an_address_that_comes_again_in_another_thread_is_counted_exactly() {
+    let _root = as_root();
+    let mut target = Target::start(&program("handover", Language::C, Frames::Omitted), &[]);
+    for command in ["swap", "crowd", "swap", "crowd"] {
+        let (report, answer) = trace_while(&mut target, command);
+        let [alloc_count, alloc_bytes, times] = answer[..] else { panic!("{answer:?}") };
+        // Else nothing was put to the test.
+        assert!(times > if command == "swap" { 190_000 } else { 5000 }, "{command}: {answer:?}");
+
+        report.expect_nothing_lost();
+        assert_eq!(report.lost("frees_missed"), 0, "{command}: {:?}", report.loss);
+        let expected = Totals {
+            alloc_count,
+            alloc_bytes,
+            free_count: alloc_count,
+            free_bytes: alloc_bytes,
+            ..Totals::default()
+        };
+        assert_eq!(report.totals, expected, "{command}: {}", report.outstanding());
+        assert_eq!(sum(report.rows_with(command)), expected, "{command}");
+    }
+    target.quit();
+}
