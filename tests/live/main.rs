@@ -9,6 +9,7 @@ mod edge;
 mod elsewhere;
 mod exits;
 mod handover;
+mod jumps;
 mod options;
 mod python;
 mod recording;
