@@ -4,6 +4,7 @@
 //! session checks much at once.
 
 mod allocation;
+mod children;
 mod doctor;
 mod edge;
 mod elsewhere;
