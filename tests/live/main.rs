@@ -5,6 +5,7 @@
 
 mod allocation;
 mod children;
+mod confined;
 mod doctor;
 mod edge;
 mod elsewhere;
