@@ -17,4 +17,5 @@ mod python;
 mod recording;
 mod refused;
 mod safety;
+mod stopped;
 mod threads;
