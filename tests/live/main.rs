@@ -11,6 +11,7 @@ mod edge;
 mod elsewhere;
 mod exits;
 mod handover;
+mod harm;
 mod jumps;
 mod options;
 mod python;

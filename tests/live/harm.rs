@@ -1,0 +1,159 @@
+//! memtrace comes and goes, and is killed, again and again: the target does not mind.
+//!
+//! The environment variable `MEMTRACE_STRESS_CYCLES` says how often it comes and goes, 30 times unless said
+//! otherwise; a fifth as often, but 12
+//! times at least, it is killed.
+
+use memtrace_tests::harness::{Frames, Language, Memtrace, Target, as_root, program};
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+/// A malloc and its free take about 20 ns, with traps some 2,000.
+const FULL_SPEED_NS: u64 = 100;
+
+/// Of the random moments. Another one finds other moments.
+const SEED: u64 = 0x6d65_6d74_7261_6365;
+
+fn cycles() -> usize {
+    std::env::var("MEMTRACE_STRESS_CYCLES").map_or(30, |count| count.parse().expect("a number of cycles"))
+}
+
+/// Threads, exceptions, `fork` and `exec`, all the time.
+fn busy_target() -> Target {
+    Target::start(&program("churn", Language::Cxx, Frames::Omitted), &["children"])
+}
+
+/// The target tries for a second.
+fn pair_ns(target: &mut Target) -> u64 {
+    target.ask("pair")[1].parse().expect("nanoseconds")
+}
+
+/// All of the target's own sums are right, and it has gone on making children.
+fn expect_right(target: &mut Target, children_before: u64) -> u64 {
+    let answer = target.ask("check");
+    let children = match &answer[..] {
+        [ok, children] if ok == "ok" => children.parse().unwrap(),
+        _ => panic!("the target is damaged: {answer:?}"),
+    };
+    assert!(children > children_before, "{children} children");
+    children
+}
+
+#[test]
+fn attaching_and_detaching_again_and_again_does_no_harm() {
+    let _root = as_root();
+    let mut target = busy_target();
+    let pid = target.pid().to_string();
+    let mut children = 0;
+    let [mut attach, mut detach, mut of_processor] = [Vec::new(), Vec::new(), Vec::new()];
+    for cycle in 0..cycles() {
+        let processor_before = processor_time_of_children();
+        let started = Instant::now();
+        let session = Memtrace::new(["-p", &pid, "--format", "json"]).trace();
+        attach.push(started.elapsed());
+        if cycle % 10 == 0 {
+            let traced_ns = pair_ns(&mut target);
+            assert!(traced_ns > FULL_SPEED_NS, "a pair takes {traced_ns} ns: is it traced?");
+        }
+        let stopped = Instant::now();
+        session.stop().expect_code(0);
+        detach.push(stopped.elapsed());
+        of_processor.push(processor_time_of_children() - processor_before);
+        let ns = pair_ns(&mut target);
+        assert!(ns < FULL_SPEED_NS, "a pair takes {ns} ns after cycle {cycle}");
+        children = expect_right(&mut target, children);
+    }
+    target.quit();
+
+    let [attach, detach, of_processor] = [attach, detach, of_processor].map(quartiles);
+    println!("lower quartile, median, upper quartile, longest");
+    println!("attach    {attach:?}\ndetach    {detach:?}\nprocessor {of_processor:?}\n{children} children");
+    // How long attaching takes by the clock depends on what else the machine does, first of all the target.
+    assert!(of_processor[1] < Duration::from_secs(1), "processor time of memtrace for a whole cycle");
+    // Detaching is mostly waiting for the kernel. Link by link it would take several seconds.
+    assert!(detach[1] < Duration::from_secs(1), "from the interrupt to the end");
+}
+
+/// What children that have ended and were waited for took in all. No other test runs meanwhile.
+fn processor_time_of_children() -> Duration {
+    // SAFETY: all-zero is a valid rusage, which getrusage fills in.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` lives through the call.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    assert_eq!(result, 0, "getrusage: {}", std::io::Error::last_os_error());
+    [usage.ru_utime, usage.ru_stime].map(duration).iter().sum()
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    Duration::from_micros(
+        u64::try_from(time.tv_sec * 1_000_000 + time.tv_usec).expect("a time since the start"),
+    )
+}
+
+/// Lower quartile, median, upper quartile, longest.
+fn quartiles(mut times: Vec<Duration>) -> [Duration; 4] {
+    times.sort_unstable();
+    [times[times.len() / 4], times[times.len() / 2], times[times.len() * 3 / 4], times[times.len() - 1]]
+}
+
+fn next_random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+/// When memtrace is killed; how far into that is left to chance.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Attaching,
+    Tracing,
+    Detaching,
+}
+
+#[test]
+fn killing_memtrace_at_any_moment_does_no_harm() {
+    let _root = as_root();
+    let mut target = busy_target();
+    let pid = target.pid().to_string();
+    // How long the phases take here and now.
+    let started = Instant::now();
+    let session = Memtrace::new(["-p", &pid, "--format", "json"]).trace();
+    let attach = started.elapsed();
+    session.stop().expect_code(0);
+    let detach = started.elapsed() - attach;
+
+    let mut random = SEED;
+    let mut children = 0;
+    let mut killed = [0; 3];
+    for number in 0..(cycles() / 5).max(12) {
+        let (phase, range) = match number % 3 {
+            0 => (Phase::Attaching, attach),
+            1 => (Phase::Tracing, detach),
+            _ => (Phase::Detaching, detach),
+        };
+        let moment = range.mul_f64((next_random(&mut random) % 1000) as f64 / 1000.0);
+        let (memtrace, ready) = Memtrace::new(["-p", &pid, "--format", "json"]).ready_fd();
+        let mut session = memtrace.spawn();
+        if !matches!(phase, Phase::Attaching) {
+            session.wait_ready(ready);
+        }
+        if matches!(phase, Phase::Detaching) {
+            session.signal(libc::SIGINT);
+        }
+        // Nothing is waited for: the moment itself is what is tested.
+        std::thread::sleep(moment);
+        // One that was about to end may have ended by itself.
+        let status = session.kill().status;
+        killed[phase as usize] += usize::from(status.signal() == Some(libc::SIGKILL));
+        let ns = pair_ns(&mut target);
+        assert!(
+            ns < FULL_SPEED_NS,
+            "{ns} ns a pair after kill {number}, {phase:?} {moment:?}, seed {SEED:#x}"
+        );
+        children = expect_right(&mut target, children);
+    }
+    target.quit();
+    println!("killed while attaching, tracing, detaching: {killed:?}");
+    assert!(killed.iter().all(|count| *count > 0), "{killed:?}, seed {SEED:#x}, {attach:?} {detach:?}");
+}
