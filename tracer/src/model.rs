@@ -176,6 +176,12 @@ pub struct Totals {
     pub outstanding_bytes: u64,
     /// Frees of blocks whose allocation was not traced (made before the trace, or filtered out).
     pub unmatched_free_count: u64,
+    /// Blocks whose free may have been lost. They are in none of the figures above.
+    #[serde(default)]
+    pub unsure_count: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub unsure_bytes: u64,
 }
 
 /// How much of a domain's calls the probes see.
@@ -211,6 +217,9 @@ pub struct Loss {
 pub struct StackRow {
     /// Process id.
     pub pid: u32,
+    /// Place of the process in [`Report::targets`]: a process id may come again in the course of a run.
+    #[serde(default)]
+    pub target: Option<usize>,
     /// `malloc`, `mmap`, `py-raw`, `py-mem` or `py-object`.
     pub domain: String,
     /// Allocated here and not freed while tracing.
@@ -225,6 +234,12 @@ pub struct StackRow {
     pub free_count: u64,
     /// Their bytes.
     pub free_bytes: u64,
+    /// Allocated here too, and their free may have been lost: in none of the figures above.
+    #[serde(default)]
+    pub unsure_count: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub unsure_bytes: u64,
     /// What bytes mean.
     pub bytes_are: BytesAre,
     /// Age of the oldest outstanding block when the report was made.
@@ -283,4 +298,15 @@ pub enum FrameKind {
     Native,
     /// The kernel.
     Kernel,
+}
+
+impl Report {
+    /// The process that `row` belongs to, where it is listed. Reports made by an earlier memtrace name it by
+    /// its id alone.
+    pub fn target_of(&self, row: &StackRow) -> Option<&Target> {
+        match row.target {
+            Some(place) => self.targets.get(place),
+            None => self.targets.iter().find(|target| target.pid == row.pid),
+        }
+    }
 }

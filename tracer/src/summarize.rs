@@ -62,8 +62,11 @@ pub fn report(
     coverage: BTreeMap<String, Coverage>,
     notes: Vec<String>,
 ) -> Report {
-    let mut stacks: Vec<StackRow> =
-        traces.iter().flat_map(|traced| rows(traced, names, window, &mut loss)).collect();
+    let mut stacks: Vec<StackRow> = traces
+        .iter()
+        .enumerate()
+        .flat_map(|(place, traced)| rows(place, traced, names, window, &mut loss))
+        .collect();
     stacks.sort_by_key(|row| std::cmp::Reverse((row.outstanding_bytes, row.alloc_bytes, row.alloc_count)));
     let mut totals = sums(&stacks);
     for traced in traces {
@@ -98,6 +101,8 @@ pub fn sums(rows: &[StackRow]) -> Totals {
         totals.free_bytes += row.free_bytes;
         totals.outstanding_count += row.outstanding_count;
         totals.outstanding_bytes += row.outstanding_bytes;
+        totals.unsure_count += row.unsure_count;
+        totals.unsure_bytes += row.unsure_bytes;
     }
     totals
 }
@@ -127,17 +132,20 @@ fn add(detail: &mut BTreeMap<String, u64>, label: &str, count: u64) {
     }
 }
 
-/// Outstanding blocks of a row.
+/// What the single blocks of a row add to its totals.
 #[derive(Clone, Copy, Default)]
 struct Ages {
     oldest_ns: Option<u64>,
     newest_ns: Option<u64>,
+    /// Outstanding blocks that are too young to be listed.
     young_count: u64,
     young_bytes: u64,
+    /// Unsure blocks that are.
+    young_unsure_count: u64,
+    young_unsure_bytes: u64,
 }
 
-fn rows(traced: &Traced<'_>, names: &Names, window: &Window, loss: &mut Loss) -> Vec<StackRow> {
-    let trace = traced.trace;
+fn ages(trace: &Trace, window: &Window) -> Vec<Ages> {
     let min_age_ns = u64::try_from(window.min_age.as_nanos()).unwrap_or(u64::MAX);
     let mut ages = vec![Ages::default(); trace.ledger.rows().len()];
     for (row, bytes, time_ns) in trace.ledger.outstanding() {
@@ -151,23 +159,38 @@ fn rows(traced: &Traced<'_>, names: &Names, window: &Window, loss: &mut Loss) ->
             ages.newest_ns = Some(ages.newest_ns.map_or(age_ns, |newest| newest.min(age_ns)));
         }
     }
+    for (row, bytes, time_ns) in trace.ledger.unsure() {
+        if window.now_ns.saturating_sub(time_ns) < min_age_ns {
+            let ages = &mut ages[row.index()];
+            ages.young_unsure_count += 1;
+            ages.young_unsure_bytes += bytes;
+        }
+    }
+    ages
+}
+
+fn rows(place: usize, traced: &Traced<'_>, names: &Names, window: &Window, loss: &mut Loss) -> Vec<StackRow> {
+    let trace = traced.trace;
+    let ages = ages(trace, window);
     let mut truncated = std::collections::HashSet::new();
     let rows = trace
         .ledger
         .rows()
         .iter()
         .zip(&ages)
-        .filter(|(totals, ages)| totals.alloc_count > ages.young_count)
-        .map(|(totals, ages)| {
+        .filter_map(|(totals, ages)| {
+            let young_count = ages.young_count + ages.young_unsure_count;
+            let seen_count = totals.alloc_count.checked_sub(young_count).filter(|count| *count > 0)?;
             let stack = trace.stacks.get(&totals.stack);
             match stack {
-                None => loss.stacks_lost += totals.alloc_count - ages.young_count,
+                None => loss.stacks_lost += seen_count,
                 Some(stack) if stack.end != WalkEnd::Complete => {
                     truncated.insert(totals.stack);
                 }
                 Some(_) => {}
             }
-            row(traced.target.pid, totals, ages, stack, names)
+            let row = row(traced.target.pid, totals, ages, stack, names);
+            Some(StackRow { target: Some(place), ..row })
         })
         .collect();
     loss.stacks_truncated += truncated.len() as u64;
@@ -182,16 +205,21 @@ fn row(
     names: &Names,
 ) -> StackRow {
     let ms = |ns: u64| ns / 1_000_000;
+    // A mapping that was unmapped in part is one young or unsure block of which part is freed already.
+    let alloc_count = totals.alloc_count - totals.unsure_count - ages.young_count;
+    let alloc_bytes = totals.alloc_bytes - totals.unsure_bytes - ages.young_bytes;
     StackRow {
         pid,
+        target: None,
         domain: totals.domain.name().to_owned(),
-        outstanding_count: totals.alloc_count - totals.free_count - ages.young_count,
-        // A mapping that was unmapped in part is one young block of which part is freed already.
-        outstanding_bytes: totals.alloc_bytes - totals.free_bytes - ages.young_bytes,
-        alloc_count: totals.alloc_count - ages.young_count,
-        alloc_bytes: totals.alloc_bytes - ages.young_bytes,
+        outstanding_count: alloc_count - totals.free_count,
+        outstanding_bytes: alloc_bytes - totals.free_bytes,
+        alloc_count,
+        alloc_bytes,
         free_count: totals.free_count,
         free_bytes: totals.free_bytes,
+        unsure_count: totals.unsure_count - ages.young_unsure_count,
+        unsure_bytes: totals.unsure_bytes - ages.young_unsure_bytes,
         bytes_are: BytesAre::Requested,
         oldest_age_ms: ages.oldest_ns.map(ms),
         newest_age_ms: ages.newest_ns.map(ms),

@@ -91,6 +91,8 @@ fn sums_hold_in_the_fixtures() {
         assert_eq!(totals.free_bytes, sum(|row| row.free_bytes));
         assert_eq!(totals.outstanding_count, sum(|row| row.outstanding_count));
         assert_eq!(totals.outstanding_bytes, sum(|row| row.outstanding_bytes));
+        assert_eq!(totals.unsure_count, sum(|row| row.unsure_count));
+        assert_eq!(totals.unsure_bytes, sum(|row| row.unsure_bytes));
         for row in &report.stacks {
             assert_eq!(row.alloc_count - row.free_count, row.outstanding_count);
         }

@@ -107,6 +107,8 @@ fn add(totals: Totals, row: &StackRow) -> Totals {
         outstanding_count: totals.outstanding_count.saturating_add(row.outstanding_count),
         outstanding_bytes: totals.outstanding_bytes.saturating_add(row.outstanding_bytes),
         unmatched_free_count: totals.unmatched_free_count,
+        unsure_count: totals.unsure_count.saturating_add(row.unsure_count),
+        unsure_bytes: totals.unsure_bytes.saturating_add(row.unsure_bytes),
     }
 }
 
@@ -121,18 +123,24 @@ mod tests {
     }
 
     fn kept(filter: &Filter) -> Vec<u64> {
-        let mut report = report(vec![
+        let mut rows = vec![
             row(1, &[frame("alloc"), frame("parse"), frame("main")]),
             row(2, &[frame("alloc"), frame("cache"), frame("parse"), frame("main")]),
             row(4, &[frame("alloc"), frame("main")]),
             row(8, &[]),
-        ]);
+        ];
+        for row in &mut rows {
+            (row.unsure_count, row.unsure_bytes) = (1, 3 * row.outstanding_bytes);
+        }
+        let mut report = report(rows);
         report.totals.unmatched_free_count = 7;
         filter.apply(&mut report);
         assert_eq!(report.totals.unmatched_free_count, 7);
         let bytes = |row: &StackRow| row.outstanding_bytes;
         assert_eq!(report.totals.outstanding_bytes, report.stacks.iter().map(bytes).sum::<u64>());
         assert_eq!(report.totals.alloc_count, report.stacks.iter().map(|row| row.alloc_count).sum::<u64>());
+        assert_eq!(report.totals.unsure_count, report.stacks.len() as u64);
+        assert_eq!(report.totals.unsure_bytes, 3 * report.totals.outstanding_bytes);
         report.stacks.iter().map(bytes).collect()
     }
 

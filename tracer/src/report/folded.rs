@@ -39,8 +39,7 @@ pub(super) fn fold(report: &Report) -> BTreeMap<String, u64> {
 }
 
 fn fold_row(report: &Report, row: &StackRow) -> String {
-    let target = report.targets.iter().find(|target| target.pid == row.pid);
-    let mut stack = match target {
+    let mut stack = match report.target_of(row) {
         Some(target) => clean(&process_name(target)).into_owned(),
         None => "[process not known]".to_owned(),
     };
@@ -112,6 +111,20 @@ mod tests {
         assert_eq!(fold(&forked), BTreeMap::from([("prog;f;[malloc]".to_owned(), 7)]));
         forked.targets.truncate(1);
         assert_eq!(fold(&forked).len(), 2);
+    }
+
+    #[test]
+    fn a_process_id_that_came_again_is_two_processes() {
+        let mut reused = report(vec![row(3, &[frame("f")]), row(4, &[frame("f")])]);
+        let mut later = reused.targets[0].clone();
+        later.command = vec!["/srv/other".to_owned()];
+        reused.targets.push(later);
+        reused.stacks[0].target = Some(0);
+        reused.stacks[1].target = Some(1);
+        let expected = [("other;f;[malloc]".to_owned(), 4), ("prog;f;[malloc]".to_owned(), 3)];
+        assert_eq!(fold(&reused), BTreeMap::from(expected));
+        reused.stacks[1].target = Some(2);
+        assert!(fold(&reused).contains_key("[process not known];f;[malloc]"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use tracer_common::counter::Counter;
 
 use super::{label, units};
-use crate::model::Loss;
+use crate::model::{Loss, Totals};
 
 /// One way to lose something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,16 @@ pub(super) fn explain(loss: &Loss) -> Vec<Lost> {
     sums.chain(causes).filter(|lost| lost.count > 0).collect()
 }
 
+/// The blocks that are left out because nobody can say whether they are outstanding, where there are any.
+pub(super) fn unsure(totals: &Totals) -> Option<String> {
+    (totals.unsure_count > 0).then(|| {
+        let (blocks, size) = (units::counted(totals.unsure_count, "block"), units::size(totals.unsure_bytes));
+        let (are, their, they_are) =
+            if totals.unsure_count == 1 { ("is", "its", "it is") } else { ("are", "their", "they are") };
+        format!("{blocks} ({size}) {are} unsure: {their} free may have been lost; {they_are} not listed")
+    })
+}
+
 /// What a counter means for the figures; empty for one of another version.
 fn meaning(name: &str) -> &'static str {
     match Counter::ALL.iter().find(|counter| counter.label() == name) {
@@ -91,9 +101,9 @@ fn meaning(name: &str) -> &'static str {
 fn meaning_in_kernel(counter: Counter) -> &'static str {
     match counter {
         Counter::AllocationLost => "event buffer full: these blocks are missing from every figure",
-        Counter::FreeLost => "event buffer full: a block listed as outstanding may be free",
+        Counter::FreeLost => "event buffer full: the blocks that may have been freed are unsure",
         Counter::ReplaceLost => {
-            "event buffer full: a resized or unmapped block may be listed with its old size"
+            "event buffer full: a resized block is missing, what it may have been before is unsure"
         }
         Counter::StackLost => "event buffer full: counted, but under no stack",
         Counter::StackMapFull => "too many distinct stacks: counted, but under no stack",
@@ -126,6 +136,20 @@ mod tests {
         assert!(summary(&Loss::default()).contains("incomplete"));
         let detail = BTreeMap::from([("new_counter".to_owned(), 3)]);
         assert_eq!(summary(&Loss { detail, ..nothing() }), "new_counter 3");
+    }
+
+    #[test]
+    fn unsure_blocks_are_told_where_there_are_any() {
+        let totals = |unsure_count, unsure_bytes| Totals { unsure_count, unsure_bytes, ..Totals::default() };
+        assert_eq!(unsure(&totals(0, 0)), None);
+        assert_eq!(
+            unsure(&totals(1, 2048)).as_deref(),
+            Some("1 block (2.0 KiB) is unsure: its free may have been lost; it is not listed")
+        );
+        assert_eq!(
+            unsure(&totals(1234, 0)).as_deref(),
+            Some("1,234 blocks (0 B) are unsure: their free may have been lost; they are not listed")
+        );
     }
 
     #[test]

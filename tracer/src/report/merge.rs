@@ -178,6 +178,7 @@ pub(super) mod tests {
     pub(in crate::report) fn row(bytes: u64, frames: &[Frame]) -> StackRow {
         StackRow {
             pid: 1,
+            target: None,
             domain: "malloc".to_owned(),
             outstanding_count: 1,
             outstanding_bytes: bytes,
@@ -185,6 +186,8 @@ pub(super) mod tests {
             alloc_bytes: bytes.saturating_mul(2),
             free_count: 1,
             free_bytes: bytes,
+            unsure_count: 0,
+            unsure_bytes: 0,
             bytes_are: BytesAre::Requested,
             oldest_age_ms: Some(bytes),
             newest_age_ms: Some(0),
@@ -214,6 +217,8 @@ pub(super) mod tests {
                 outstanding_count: sum(|row| row.outstanding_count),
                 outstanding_bytes: sum(|row| row.outstanding_bytes),
                 unmatched_free_count: 0,
+                unsure_count: sum(|row| row.unsure_count),
+                unsure_bytes: sum(|row| row.unsure_bytes),
             },
             coverage: BTreeMap::new(),
             loss: Loss { complete: true, ..Loss::default() },

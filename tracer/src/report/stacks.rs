@@ -44,6 +44,9 @@ pub(super) fn list(page: &mut Page, report: &Report, top: usize) {
 
 /// Why no stack is listed.
 fn nothing(report: &Report) -> &'static str {
+    if report.totals.unsure_count > 0 {
+        return "Nothing is known to be outstanding; see what is unsure above.";
+    }
     match (report.totals.alloc_count, report.loss.complete) {
         (0, true) => "Nothing is outstanding: no allocation was traced in this window.",
         (0, false) => "Nothing is outstanding among what was traced; see what was lost above.",
@@ -267,6 +270,11 @@ mod tests {
         let text = listed(vec![freed], 10, 80);
         assert_eq!(text, "Nothing is outstanding: every traced allocation was freed.\n");
         assert!(listed(Vec::new(), 10, 80).contains("no allocation was traced"));
+        let mut unsure = row(0, &[frame("f")]);
+        unsure.outstanding_count = 0;
+        unsure.unsure_count = 1;
+        let text = listed(vec![unsure], 10, 80);
+        assert_eq!(text, "Nothing is known to be outstanding; see what is unsure above.\n");
     }
 
     #[test]

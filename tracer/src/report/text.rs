@@ -172,9 +172,16 @@ fn coverage_warnings(domain: &str, coverage: &Coverage) -> Vec<String> {
     warnings
 }
 
-/// The loss line, which is always there, and below it each counter with its meaning.
+/// The loss line, which is always there, and below it each counter with its meaning and what is unsure.
 fn losses(page: &mut Page, report: &Report) {
     page.paragraph("lost: ", 6, &loss::summary(&report.loss));
+    counters(page, report);
+    if let Some(unsure) = loss::unsure(&report.totals) {
+        page.paragraph("  ", 2, &unsure);
+    }
+}
+
+fn counters(page: &mut Page, report: &Report) {
     let lost = loss::explain(&report.loss);
     let indent = |is_cause: bool| if is_cause { "    " } else { "  " };
     let label = |lost: &loss::Lost| format!("{}{}", indent(lost.is_cause), lost.name);
