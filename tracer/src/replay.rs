@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
+use std::time::Duration;
+
+use tracer_common::counter::Counter;
 
 use crate::cli::args::ReportArgs;
 use crate::cli::plan::OutputPlan;
 use crate::collect::decode::Decoder;
 use crate::exit::{Code, Failure};
 use crate::ledger::SizeLimits;
-use crate::model::{Mapping, Module, Report};
+use crate::model::{Loss, Mapping, Module, Report, Target};
 use crate::output;
-use crate::recording::{Reader, RecordingHeader, Section, Trailer};
+use crate::recording::{FIRST_WITH_DOUBT, Reader, RecordingHeader, Section, Trailer};
 use crate::summarize::{self, Names, Traced, Window};
 use crate::symbolize::Symbolizer;
 use crate::trace::Trace;
@@ -36,7 +39,8 @@ pub fn run(args: ReportArgs) -> Result<(), Failure> {
     }
     let files = args.output.output.clone();
     let plan = OutputPlan::new(args.output, files)?;
-    let mut report = read(&path, &plan)?;
+    let (header, reader) = open(&path)?;
+    let mut report = read(&header, reader, plan.min_age);
     if !args.quiet {
         for note in &report.notes {
             eprintln!("memtrace: {note}");
@@ -61,25 +65,29 @@ fn open(path: &Path) -> Result<(RecordingHeader, FileReader), Failure> {
 
 /// What a recording says of one target.
 struct Recorded {
+    target: Target,
     trace: Trace,
     mappings: Vec<Mapping>,
 }
 
-fn read(path: &Path, plan: &OutputPlan) -> Result<Report, Failure> {
-    let (header, mut reader) = open(path)?;
+fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Duration) -> Report {
     let limits = SizeLimits {
         min_bytes: header.settings.min_size_bytes,
         max_bytes: header.settings.max_size_bytes.unwrap_or(u64::MAX),
     };
-    let mut targets: Vec<Recorded> =
-        header.targets.iter().map(|_| Recorded { trace: Trace::new(limits), mappings: Vec::new() }).collect();
+    let new = |target: Target| Recorded { target, trace: Trace::new(limits), mappings: Vec::new() };
+    let mut targets: Vec<Recorded> = header.targets.iter().cloned().map(new).collect();
     let mut modules: Vec<Module> = Vec::new();
     let mut names = Names::new();
     let mut trailer: Option<Trailer> = None;
     let mut decoder = Decoder::default();
+    // Events of a process that no section describes.
+    let mut strays = 0;
     while let Some(section) = reader.next_section() {
         match section {
             Section::Modules(more) => modules.extend(more),
+            // The reader sees to it that its index is the next.
+            Section::Target(found) => targets.push(new(found.target)),
             Section::Mappings(changed) => {
                 if let Some(target) = targets.get_mut(usize::from(changed.target)) {
                     target.mappings = changed.mappings;
@@ -87,8 +95,9 @@ fn read(path: &Path, plan: &OutputPlan) -> Result<Report, Failure> {
             }
             Section::Events(batch) => {
                 for event in batch.raw_records().filter_map(|record| decoder.decode(record)) {
-                    if let Some(target) = targets.get_mut(usize::from(event.header().target)) {
-                        target.trace.apply(&event, &target.mappings);
+                    match targets.get_mut(usize::from(event.header().target)) {
+                        Some(target) => target.trace.apply(&event, &target.mappings),
+                        None => strays += 1,
                     }
                 }
             }
@@ -96,12 +105,13 @@ fn read(path: &Path, plan: &OutputPlan) -> Result<Report, Failure> {
             Section::Trailer(end) => trailer = Some(end),
         }
     }
-    let described = trailer.as_ref().map(|end| &end.targets).filter(|ended| ended.len() == targets.len());
-    let traces: Vec<Traced<'_>> = described
-        .unwrap_or(&header.targets)
+    if let Some(end) = trailer.as_ref().filter(|end| end.targets.len() == targets.len()) {
+        let ended = targets.iter_mut().zip(&end.targets);
+        ended.for_each(|(recorded, ended)| recorded.target.clone_from(ended));
+    }
+    let traces: Vec<Traced<'_>> = targets
         .iter()
-        .zip(&targets)
-        .map(|(target, recorded)| Traced { target: target.clone(), trace: &recorded.trace })
+        .map(|recorded| Traced { target: recorded.target.clone(), trace: &recorded.trace })
         .collect();
     let mut notes = trailer.as_ref().map(|end| end.notes.clone()).unwrap_or_default();
     notes.extend(reader.notes());
@@ -118,21 +128,33 @@ fn read(path: &Path, plan: &OutputPlan) -> Result<Report, Failure> {
         duration_ms: trailer
             .as_ref()
             .map_or(now_ns.saturating_sub(header.started_mono_ns) / 1_000_000, |end| end.duration_ms),
-        min_age: plan.min_age,
+        min_age,
     };
     let (mut loss, coverage) = match trailer {
         Some(end) => (end.loss, end.coverage),
         None => (summarize::loss(&BTreeMap::new(), 0), BTreeMap::new()),
     };
-    if decoder.undecodable() > 0 {
-        loss.events_lost += decoder.undecodable();
-        *loss.detail.entry("records_undecodable".to_owned()).or_default() += decoder.undecodable();
+    let unreadable = decoder.undecodable() + strays;
+    if unreadable > 0 {
+        loss.events_lost += unreadable;
+        *loss.detail.entry("records_undecodable".to_owned()).or_default() += unreadable;
+    }
+    if reader.version() < FIRST_WITH_DOUBT && frees_may_be_lost(&loss) {
+        notes.push(
+            "the recording was made by an earlier memtrace, which did not keep which frees may have been \
+             lost: a block listed as outstanding may be free"
+                .to_owned(),
+        );
     }
     let mut report = summarize::report(&traces, &names, &window, loss, coverage, notes);
     if reader.damage().is_some() {
         report.loss.complete = false;
     }
-    Ok(report)
+    report
+}
+
+fn frees_may_be_lost(loss: &Loss) -> bool {
+    [Counter::FreeLost, Counter::ReplaceLost].iter().any(|counter| loss.detail.contains_key(counter.label()))
 }
 
 /// A recording that was cut short has no names: they are looked up in this machine's files where these
@@ -148,3 +170,6 @@ fn name_the_rest(modules: &[Module], traces: &[Traced<'_>], names: &mut Names, n
     names.extend(symbolizer.name(&files, &missing));
     notes.extend(symbolizer.problems().iter().cloned());
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use tracer_common::event::{Header, Record};
 use tracer_common::probe::Function;
 
-use super::format::{EventBatch, Mappings, NamedPlace, RecordingHeader};
+use super::format::{EventBatch, Mappings, NamedPlace, NewTarget, RecordingHeader};
 use super::read::{Reader, Section};
 use crate::model::{CodeAddr, Frame};
 
@@ -28,6 +28,10 @@ pub fn dump<R: Read>(header: &RecordingHeader, mut reader: Reader<R>, out: &mut 
                     writeln!(out, "  module {module_count} {:?} build_id={build_id:?}", module.path)?;
                     module_count += 1;
                 }
+            }
+            Section::Target(NewTarget { index, time_ns, target }) => {
+                let time = since_start(header, time_ns);
+                writeln!(out, "@{at} target {index} time={time} {target:?}")?;
             }
             Section::Mappings(mappings) => write_mappings(header, &mappings, at, out)?,
             Section::Events(batch) => write_events(header, &batch, at, out)?,
@@ -195,14 +199,17 @@ mod tests {
             "  +4 replace-end target=0 tid=7 malloc addr=0xb000 size=128 stack=0x9 released=0xa000",
             "  +5 release target=0 tid=7 malloc addr=0xb000",
             "  +6 exec target=0 tid=7 malloc",
+            "  +7 fork target=1 tid=7 malloc",
+            "  +8 doubt target=1 tid=0 mmap addr=0x0",
             "  module=0 offset=0x334 \"main\" \"server.c\":12 inlined in \"main\" \"server.c\":12",
-            "sections 9 (unknown 0), records 6 (undecodable 0)",
+            "sections 12 (unknown 0), records 8 (undecodable 0)",
             "whole",
         ] {
             assert!(text.lines().any(|found| found.starts_with(line)), "no {line}\n{text}");
         }
-        // 9 sections, 1 target, 3 modules, 2 mappings, 6 records, 2 names, 2 lines at the end.
-        assert_eq!(text.lines().count(), 25, "{text}");
+        assert!(text.contains(" target 1 time=+6 Target { pid: 43,"), "{text}");
+        // 12 sections, 1 target, 3 modules, 3 mappings, 8 records, 2 names, 2 lines at the end.
+        assert_eq!(text.lines().count(), 31, "{text}");
     }
 
     #[test]

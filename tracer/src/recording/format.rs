@@ -12,7 +12,15 @@ use crate::model::{CodeAddr, Coverage, Frame, Loss, Mapping, Mode, Target};
 
 /// The format that this program writes, and the newest that it reads. Raised when a reader of the old
 /// format would get wrong figures from the new one; a section type or a JSON field more does not raise it.
-pub const VERSION: u32 = 1;
+///
+/// Version 2 has targets that were found after the start, and records of doubt and of forks.
+pub const VERSION: u32 = 2;
+
+/// The oldest format that this program reads. Whatever it holds means the same in the newest.
+pub const OLDEST_VERSION: u32 = 1;
+
+/// The first version that says which blocks are unsure because their free may have been lost.
+pub const FIRST_WITH_DOUBT: u32 = 2;
 
 /// First bytes of the file.
 pub(super) const MAGIC: [u8; 8] = *b"memtrace";
@@ -53,6 +61,8 @@ pub enum SectionKind {
     Names = 5,
     /// A [`Trailer`]; the last section and only that.
     Trailer = 6,
+    /// A [`NewTarget`].
+    Target = 7,
 }
 
 impl SectionKind {
@@ -65,6 +75,7 @@ impl SectionKind {
             4 => Self::Events,
             5 => Self::Names,
             6 => Self::Trailer,
+            7 => Self::Target,
             _ => return None,
         })
     }
@@ -78,6 +89,7 @@ impl SectionKind {
             Self::Events => "events",
             Self::Names => "names",
             Self::Trailer => "trailer",
+            Self::Target => "target",
         }
     }
 }
@@ -154,7 +166,8 @@ pub struct RecordingHeader {
     pub started_unix_ms: u64,
     /// The same moment on `CLOCK_MONOTONIC`, nanoseconds; the clock of the records.
     pub started_mono_ns: u64,
-    /// The traced processes; records and mappings name them by their place here.
+    /// The processes traced from the start; records and mappings name them by their place here. Those of
+    /// [`NewTarget`] follow them.
     pub targets: Vec<Target>,
     /// What was traced.
     pub settings: Settings,
@@ -171,6 +184,17 @@ pub struct Settings {
     pub max_size_bytes: Option<u64>,
     /// Names of the domains that were traced.
     pub domains: Vec<String>,
+}
+
+/// A process that is traced from now on. What concerns it stands in later sections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewTarget {
+    /// Its index: how many targets there are before it, those of the header included.
+    pub index: u16,
+    /// When tracing it began, `CLOCK_MONOTONIC` in nanoseconds.
+    pub time_ns: u64,
+    /// The process.
+    pub target: Target,
 }
 
 /// Where files lay in a target.
@@ -206,7 +230,7 @@ pub struct NamedPlace {
 pub struct Trailer {
     /// End of tracing on `CLOCK_MONOTONIC`, nanoseconds. Ages are counted up to here.
     pub ended_mono_ns: u64,
-    /// The traced processes as they ended: after an `exec` they run something else than in the header.
+    /// All traced processes as they ended: after an `exec` they run something else than in the header.
     /// Empty where nothing is known.
     #[serde(default)]
     pub targets: Vec<Target>,
@@ -290,7 +314,7 @@ mod tests {
                 assert_eq!(kind as u8, number);
             }
         }
-        assert_eq!((0..=u8::MAX).filter_map(SectionKind::from_number).count(), 6);
+        assert_eq!((0..=u8::MAX).filter_map(SectionKind::from_number).count(), 7);
     }
 
     #[test]

@@ -7,8 +7,9 @@ use tracer_common::event::Record;
 
 use super::damage::{Damage, RecordingError};
 use super::format::{
-    EventBatch, MAGIC, MAGIC_TAIL, MAX_SECTION_BYTES, Mappings, NamedPlace, PROLOGUE_BYTES, RecordingHeader,
-    SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer, VERSION, checksum, encoding,
+    EventBatch, MAGIC, MAGIC_TAIL, MAX_SECTION_BYTES, Mappings, NamedPlace, NewTarget, OLDEST_VERSION,
+    PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer, VERSION,
+    checksum, encoding,
 };
 use crate::model::Module;
 
@@ -17,7 +18,9 @@ use crate::model::Module;
 pub enum Section {
     /// Modules that continue the list.
     Modules(Vec<Module>),
-    /// New mappings of a target. Every module that they name was in a section before.
+    /// A process that is traced from now on; its index continues those before.
+    Target(NewTarget),
+    /// New mappings of a target. The target and every module that they name stood in a section before.
     Mappings(Mappings),
     /// Records from the kernel.
     Events(EventBatch),
@@ -44,12 +47,14 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Reader<R: Read> {
     input: BufReader<R>,
+    version: u32,
     /// Where the next section starts.
     next_byte: u64,
     /// Where the section last returned starts.
     section_byte: u64,
     payload: Vec<u8>,
     module_count: usize,
+    target_count: usize,
     last_time_ns: Option<u64>,
     counts: Counts,
     damage: Option<Damage>,
@@ -64,17 +69,20 @@ impl<R: Read> Reader<R> {
     pub fn open(input: R) -> Result<(RecordingHeader, Self), RecordingError> {
         let mut reader = Self {
             input: BufReader::new(input),
+            version: 0,
             next_byte: 0,
             section_byte: 0,
             payload: Vec::new(),
             module_count: 0,
+            target_count: 0,
             last_time_ns: None,
             counts: Counts::default(),
             damage: None,
             ended: false,
         };
         let prologue = reader.fill(PROLOGUE_BYTES).map_err(RecordingError::Unreadable)?;
-        check_prologue(prologue)?;
+        let version = check_prologue(prologue)?;
+        reader.version = version;
         reader.next_byte = PROLOGUE_BYTES as u64;
         let header = reader.read_header().map_err(RecordingError::DamagedHeader)?;
         Ok((header, reader))
@@ -94,6 +102,11 @@ impl<R: Read> Reader<R> {
             }
         }
         None
+    }
+
+    /// The version of the recording's format.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// Why the recording is not whole. Known once [`Self::next_section`] gave the trailer or `None`.
@@ -147,7 +160,9 @@ impl<R: Read> Reader<R> {
         }
         let content = self.content(&head).map_err(bad)?;
         self.counts.sections += 1;
-        json(&content).map_err(bad)
+        let header: RecordingHeader = json(&content).map_err(bad)?;
+        self.target_count = header.targets.len();
+        Ok(header)
     }
 
     /// Reads one section; `None` when its type is not known.
@@ -234,8 +249,19 @@ impl<R: Read> Reader<R> {
                 self.module_count += modules.len();
                 Section::Modules(modules)
             }
+            SectionKind::Target => {
+                let new: NewTarget = json(&content)?;
+                if usize::from(new.index) != self.target_count {
+                    return Err(format!("target {} where {} was next", new.index, self.target_count));
+                }
+                self.target_count += 1;
+                Section::Target(new)
+            }
             SectionKind::Mappings => {
                 let mappings: Mappings = json(&content)?;
+                if usize::from(mappings.target) >= self.target_count {
+                    return Err(format!("no target has number {}", mappings.target));
+                }
                 match Mappings::unknown_module(&mappings.mappings, self.module_count) {
                     None => Section::Mappings(mappings),
                     Some(module) => return Err(format!("no module has number {module}")),
@@ -274,7 +300,8 @@ impl<R: Read> Reader<R> {
     }
 }
 
-fn check_prologue(prologue: &[u8]) -> Result<(), RecordingError> {
+/// Tells the version of the format.
+fn check_prologue(prologue: &[u8]) -> Result<u32, RecordingError> {
     if prologue.is_empty() {
         return Err(RecordingError::Empty);
     }
@@ -292,7 +319,7 @@ fn check_prologue(prologue: &[u8]) -> Result<(), RecordingError> {
     }
     match u32::from_le_bytes(*version) {
         _ if tail.len() < MAGIC_TAIL.len() => Err(cut()),
-        VERSION => Ok(()),
+        version @ OLDEST_VERSION..=VERSION => Ok(version),
         found if found > VERSION => Err(RecordingError::NewerVersion { found }),
         _ => Err(RecordingError::NotARecording),
     }

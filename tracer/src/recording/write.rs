@@ -4,13 +4,14 @@ use std::io::{self, Write};
 
 use lz4_flex::block::{compress_into, get_maximum_output_size};
 use serde::Serialize;
+use tracer_common::event::DoubtRecord;
 
 use super::format::{
     EVENT_BATCH_BYTES, MAGIC, MAGIC_TAIL, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings, NamedPlace,
-    PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer, VERSION,
-    encoding, push_record,
+    NewTarget, PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer,
+    VERSION, encoding, push_record,
 };
-use crate::model::{Mapping, Module};
+use crate::model::{Mapping, Module, Target};
 
 /// A list is continued in another section when its JSON is longer than this, in bytes.
 const LIST_SPLIT_BYTES: usize = 1 << 20;
@@ -32,6 +33,7 @@ pub struct Writer<W: Write> {
     /// The section being put together, kept for its capacity.
     section: Vec<u8>,
     module_count: usize,
+    target_count: usize,
     /// A write failed, perhaps half way. What followed would not be found by a reader.
     broken: bool,
 }
@@ -48,7 +50,9 @@ impl<W: Write> Writer<W> {
         prologue[12..].copy_from_slice(&MAGIC_TAIL);
         out.write_all(&prologue)?;
         let batch = Vec::with_capacity(EVENT_BATCH_BYTES);
-        let mut writer = Self { out, batch, section: Vec::new(), module_count: 0, broken: false };
+        let target_count = header.targets.len();
+        let section = Vec::new();
+        let mut writer = Self { out, batch, section, module_count: 0, target_count, broken: false };
         writer.json_section(SectionKind::Header, header)?;
         Ok(writer)
     }
@@ -63,11 +67,33 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// Says that a process is traced from `time_ns` (`CLOCK_MONOTONIC`) on. To be called before anything that
+    /// names it by its index.
+    ///
+    /// # Errors
+    /// As for [`Writer::event`]; of kind `InvalidInput` when `index` is not that of the next target.
+    pub fn target(&mut self, index: u16, target: &Target, time_ns: u64) -> io::Result<()> {
+        if usize::from(index) != self.target_count {
+            return Err(invalid(format!("target {index} where {} is next", self.target_count)));
+        }
+        self.write_batch()?;
+        self.json_section(SectionKind::Target, &NewTarget { index, time_ns, target: target.clone() })?;
+        self.target_count += 1;
+        Ok(())
+    }
+
     /// Says which mappings `target` has from `time_ns` (`CLOCK_MONOTONIC`) on: all of them.
     ///
     /// # Errors
-    /// As for [`Writer::event`]; of kind `InvalidInput` when a mapping names a module that was not written.
+    /// As for [`Writer::event`]; of kind `InvalidInput` when the target, or a module that a mapping names,
+    /// was not written.
     pub fn mappings(&mut self, target: u16, time_ns: u64, mappings: &[Mapping]) -> io::Result<()> {
+        if usize::from(target) >= self.target_count {
+            return Err(invalid(format!(
+                "mappings of target {target} of {}: write it first",
+                self.target_count
+            )));
+        }
         if let Some(module) = Mappings::unknown_module(mappings, self.module_count) {
             return Err(invalid(format!(
                 "a mapping names module {module} of {}: write the modules first",
@@ -96,6 +122,22 @@ impl<W: Write> Writer<W> {
             return Ok(());
         }
         self.write_batch()
+    }
+
+    /// Keeps a doubt that was entered in the books, so that a replay enters it at the same place.
+    ///
+    /// # Errors
+    /// As for [`Writer::event`].
+    pub fn doubt(&mut self, doubt: &DoubtRecord) -> io::Result<()> {
+        let DoubtRecord { header, addr } = doubt;
+        let mut raw = [0; size_of::<DoubtRecord>()];
+        raw[0] = header.kind;
+        raw[1] = header.function;
+        raw[2..4].copy_from_slice(&header.target.to_le_bytes());
+        raw[4..8].copy_from_slice(&header.tid.to_le_bytes());
+        raw[8..16].copy_from_slice(&header.time_ns.to_le_bytes());
+        raw[16..].copy_from_slice(&addr.to_le_bytes());
+        self.event(&raw)
     }
 
     /// Keeps the names of code addresses.

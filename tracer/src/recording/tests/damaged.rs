@@ -75,6 +75,17 @@ fn what_is_no_recording_is_told_from_what_is_damaged_or_newer() {
 }
 
 #[test]
+fn recordings_of_every_earlier_version_are_read() {
+    for version in OLDEST_VERSION..=VERSION {
+        let mut file = small_recording();
+        file[8..12].copy_from_slice(&version.to_le_bytes());
+        assert_eq!(Reader::open(&file[..]).unwrap().1.version(), version);
+        let read = read(&file[..]).unwrap();
+        assert_eq!((read.damage, read.counts.records), (None, 8), "{version}");
+    }
+}
+
+#[test]
 fn zeros_behind_the_last_section_are_no_sections() {
     // What a file system may leave of the last blocks after a power failure.
     let file = with_section(&[0; 4096]);
@@ -90,7 +101,7 @@ fn unknown_sections_are_skipped_and_counted() {
     let read = read(&file[..]).unwrap();
     assert_eq!(read.damage, None);
     assert_eq!(read.raw_records(), records());
-    assert_eq!((read.counts.sections, read.counts.unknown_sections), (10, 1));
+    assert_eq!((read.counts.sections, read.counts.unknown_sections), (13, 1));
     assert_eq!(read.notes.len(), 1);
 }
 
@@ -101,12 +112,18 @@ fn sections_that_make_no_sense_end_the_reading() {
     let bomb = lz4_flex::block::compress(&[0; 1 << 16]);
     let mapped = br#"{"target":0,"time_ns":0,"mappings":
         [{"start_addr":0,"end_addr":1,"file_offset":0,"module":0}]}"#;
+    let unknown = br#"{"target":1,"time_ns":0,"mappings":[]}"#;
+    let target_at = |index| serde_json::to_vec(&NewTarget { index, time_ns: 0, target: child() }).unwrap();
     let cases = [
         (plain(SectionKind::Header, &serde_json::to_vec(&header()).unwrap()), "a second header"),
         (plain(SectionKind::Modules, b"[{}]"), "missing field"),
         (plain(SectionKind::Names, &b"[".repeat(10_000)), "line 1"),
         (plain(SectionKind::Trailer, b"\xff"), "expected value"),
         (plain(SectionKind::Mappings, mapped), "no module has number 0"),
+        (plain(SectionKind::Mappings, unknown), "no target has number 1"),
+        (plain(SectionKind::Target, &target_at(0)), "target 0 where 1 was next"),
+        (plain(SectionKind::Target, &target_at(2)), "target 2 where 1 was next"),
+        (plain(SectionKind::Target, b"{}"), "missing field"),
         (plain(SectionKind::Events, &[4, 0, 1, 2, 3]), "reaches past its end"),
         (forge(SectionKind::Events as u8, encoding::PLAIN, 7, b"\0\0"), "lengths disagree"),
         (forge(SectionKind::Events as u8, 2, 2, b"\0\0"), "unknown encoding 2"),
@@ -171,7 +188,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_read_without_a_panic(
-        kind in 0u8..9,
+        kind in 0u8..10,
         encoding in 0u8..3,
         content_bytes in 0u32..5000,
         payload in prop::collection::vec(any::<u8>(), 0..500),

@@ -5,7 +5,9 @@ mod round_trip;
 
 use std::io::Read;
 
-use tracer_common::event::Kind;
+use tracer_common::event::{DoubtRecord, Header, Kind};
+use tracer_common::lost::ANY_MAPPING;
+use tracer_common::probe::Function;
 
 use super::format::{SECTION_HEAD_BYTES, checksum};
 use super::*;
@@ -36,11 +38,15 @@ pub(super) fn mapping(module: u32) -> Mapping {
 }
 
 fn record(kind: Kind, words: &[u64]) -> Vec<u8> {
-    let first = u64::from_le_bytes([kind as u8, 1, 0, 0, 7, 0, 0, 0]);
+    record_of(0, kind, words)
+}
+
+fn record_of(target: u8, kind: Kind, words: &[u64]) -> Vec<u8> {
+    let first = u64::from_le_bytes([kind as u8, 1, target, 0, 7, 0, 0, 0]);
     [first].iter().chain(words).flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// One of each kind, each with its time first.
+/// One of each kind, each with its time first. The last two are of the second target.
 fn records() -> Vec<Vec<u8>> {
     vec![
         record(Kind::Stack, &[1_001, 9, 2, 0x1234, 0x1235]),
@@ -49,7 +55,21 @@ fn records() -> Vec<Vec<u8>> {
         record(Kind::ReplaceEnd, &[1_004, 0xb000, 128, 9, 0xa000]),
         record(Kind::Release, &[1_005, 0xb000]),
         record(Kind::Exec, &[1_006]),
+        record_of(1, Kind::Fork, &[1_007]),
+        // Made by user space: in the name of no thread.
+        [[8, 11, 1, 0, 0, 0, 0, 0], 1_008_u64.to_le_bytes(), ANY_MAPPING.to_le_bytes()].concat(),
     ]
+}
+
+/// The last of [`records`].
+fn doubt() -> DoubtRecord {
+    let (kind, function) = (Kind::Doubt as u8, Function::Mmap as u8);
+    DoubtRecord { header: Header { kind, function, target: 1, tid: 0, time_ns: 1_008 }, addr: ANY_MAPPING }
+}
+
+/// A process that is found in the course of the trace.
+fn child() -> Target {
+    Target { pid: 43, command: vec!["worker".into()], ..Target::default() }
 }
 
 pub(super) fn names(function: &str) -> Vec<NamedPlace> {
@@ -73,7 +93,7 @@ pub(super) fn names(function: &str) -> Vec<NamedPlace> {
 fn trailer() -> Trailer {
     let mut trailer = Trailer {
         ended_mono_ns: 9_000,
-        targets: vec![Target { pid: 42, command: vec!["other".into()], ..Target::default() }],
+        targets: vec![Target { pid: 42, command: vec!["other".into()], ..Target::default() }, child()],
         duration_ms: 8,
         ..Trailer::default()
     };
@@ -84,7 +104,8 @@ fn trailer() -> Trailer {
     trailer
 }
 
-/// Header, modules, one event, mappings, three events, modules, two events, names, trailer.
+/// Header, modules, one event, mappings, three events, modules, two events, target, mappings, two events,
+/// names, trailer.
 pub(super) fn small_recording() -> Vec<u8> {
     let mut file = Vec::new();
     let mut writer = Writer::create(&mut file, &header()).unwrap();
@@ -101,6 +122,10 @@ pub(super) fn small_recording() -> Vec<u8> {
     events(&mut writer, 1..4);
     writer.modules(&modules(&["/lib/late.so"])).unwrap();
     events(&mut writer, 4..6);
+    writer.target(1, &child(), 1_006).unwrap();
+    writer.mappings(1, 1_007, &[mapping(2)]).unwrap();
+    events(&mut writer, 6..7);
+    writer.doubt(&doubt()).unwrap();
     writer.names(&names("main")).unwrap();
     writer.finish(&trailer()).unwrap();
     file

@@ -14,7 +14,7 @@ fn what_is_written_is_read_in_the_same_order() {
         Section::Events(batch) => batch.records().count(),
         _ => 0,
     };
-    assert_eq!(read.sections.iter().map(count).collect::<Vec<_>>(), [0, 1, 0, 3, 0, 2, 0, 0]);
+    assert_eq!(read.sections.iter().map(count).collect::<Vec<_>>(), [0, 1, 0, 3, 0, 2, 0, 0, 2, 0, 0]);
     let mut others = read.sections.clone();
     others.retain(|section| count(section) == 0);
     let mappings = Mappings { target: 0, time_ns: 1_001, mappings: vec![mapping(0), mapping(1)] };
@@ -22,6 +22,8 @@ fn what_is_written_is_read_in_the_same_order() {
         Section::Modules(modules(&["/srv/server", "/lib/libc.so.6"])),
         Section::Mappings(mappings),
         Section::Modules(modules(&["/lib/late.so"])),
+        Section::Target(NewTarget { index: 1, time_ns: 1_006, target: child() }),
+        Section::Mappings(Mappings { target: 1, time_ns: 1_007, mappings: vec![mapping(2)] }),
         Section::Names(names("main")),
         Section::Trailer(trailer()),
     ];
@@ -29,8 +31,8 @@ fn what_is_written_is_read_in_the_same_order() {
     assert_eq!(read.raw_records(), records());
     assert_eq!(read.damage, None);
     assert_eq!(read.notes, [""; 0]);
-    assert_eq!(read.last_time_ns, Some(1_006));
-    let counts = Counts { sections: 9, records: 6, ..Counts::default() };
+    assert_eq!(read.last_time_ns, Some(1_008));
+    let counts = Counts { sections: 12, records: 8, ..Counts::default() };
     assert_eq!(read.counts, counts);
 }
 
@@ -90,14 +92,18 @@ fn what_the_format_cannot_hold_is_refused_and_the_recording_goes_on() {
         writer.event(&vec![0; MAX_RECORD_BYTES + 1]),
         writer.modules(&modules(&[&"x".repeat(MAX_SECTION_BYTES)])),
         writer.mappings(0, 0, &[mapping(0)]),
+        writer.mappings(1, 0, &[]),
+        writer.target(0, &child(), 0),
+        writer.target(2, &child(), 0),
     ];
     for result in refused {
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
     writer.event(&vec![0; MAX_RECORD_BYTES]).unwrap();
+    writer.target(1, &child(), 0).unwrap();
     writer.finish(&trailer()).unwrap();
     let read = read(&file[..]).unwrap();
-    assert_eq!((read.sections.len(), read.damage), (2, None));
+    assert_eq!((read.sections.len(), read.damage), (3, None));
 }
 
 /// A disk with room for so many bytes, on which room is made later.
