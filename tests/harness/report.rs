@@ -234,6 +234,11 @@ impl Report {
         assert_eq!(self.schema, "memtrace.report.v1");
         let sums = Totals { unmatched_free_count: self.totals.unmatched_free_count, ..sum(&self.stacks) };
         assert_eq!(self.totals, sums, "the totals are the sums over the rows");
+        for figure in ["unsure_count", "unsure_bytes"] {
+            let of_rows =
+                self.json["stacks"].as_array().into_iter().flatten().map(|row| row[figure].as_u64());
+            assert_eq!(self.json["totals"][figure].as_u64(), of_rows.sum::<Option<u64>>(), "{figure}");
+        }
         for row in &self.stacks {
             let names = row.names();
             assert_eq!(row.alloc_count - row.free_count, row.outstanding_count, "counts of {names:?}");
@@ -253,6 +258,11 @@ impl Report {
         let lost = self.loss.events_lost + self.loss.stacks_lost + self.loss.probes_missed;
         let explained = lost > 0 || !self.notes.is_empty();
         assert!(if self.loss.complete { lost == 0 } else { explained }, "{:?} {:?}", self.loss, self.notes);
+    }
+
+    /// Blocks whose free may have been lost.
+    pub fn unsure_count(&self) -> u64 {
+        self.json["totals"]["unsure_count"].as_u64().expect("checked")
     }
 
     /// What a counter of losses says.
@@ -303,13 +313,15 @@ mod tests {
             "targets": [{ "pid": 7, "command": ["a"], "exe": "/a", "libc": null, "allocators": [], "runtime": null }],
             "mode": "exact", "sampling": null, "started_unix_ms": 1, "duration_ms": 2,
             "totals": { "alloc_count": 3, "alloc_bytes": 30, "free_count": 1, "free_bytes": 10,
-                        "outstanding_count": 2, "outstanding_bytes": 20, "unmatched_free_count": 5 },
+                        "outstanding_count": 2, "outstanding_bytes": 20, "unmatched_free_count": 5,
+                        "unsure_count": 4, "unsure_bytes": 40 },
             "coverage": {}, "notes": [],
             "loss": { "complete": true, "events_lost": 0, "stacks_lost": 0, "stacks_truncated": 0,
                       "probes_missed": 0, "detail": {} },
             "stacks": [{
                 "pid": 7, "domain": "malloc", "outstanding_count": 2, "outstanding_bytes": 20,
                 "alloc_count": 3, "alloc_bytes": 30, "free_count": 1, "free_bytes": 10,
+                "unsure_count": 4, "unsure_bytes": 40,
                 "bytes_are": "requested", "oldest_age_ms": 9, "newest_age_ms": 1, "python_types": null,
                 "verdict": "unknown",
                 "frames": [
@@ -336,6 +348,8 @@ mod tests {
             ("/schema", json!("other")),
             ("/totals/alloc_count", json!(4)),
             ("/totals/outstanding_bytes", json!(21)),
+            ("/totals/unsure_count", json!(3)),
+            ("/stacks/0/unsure_bytes", Value::Null),
             ("/stacks/0/free_count", json!(0)),
             ("/stacks/0/pid", json!(8)),
             ("/stacks/0/oldest_age_ms", json!(0)),
