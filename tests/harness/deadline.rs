@@ -39,13 +39,18 @@ pub fn wait_exit(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     if let Some(status) = child.try_wait().expect("wait for a child") {
         return Some(status);
     }
+    let process = open_process(pid);
+    wait_readable(process.as_fd(), limit).then(|| child.wait().expect("wait for a child"))
+}
+
+/// A descriptor that becomes readable when process `pid` ends.
+pub fn open_process(pid: i32) -> OwnedFd {
     // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     assert!(fd >= 0, "pidfd_open of {pid}: {}", io::Error::last_os_error());
     let fd = i32::try_from(fd).expect("descriptors fit an i32");
     // SAFETY: the descriptor was just made and has no other owner.
-    let process = unsafe { OwnedFd::from_raw_fd(fd) };
-    wait_readable(process.as_fd(), limit).then(|| child.wait().expect("wait for a child"))
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// Reads one line without its end; `None` at the end of the stream. Panics when `limit` passes first.

@@ -81,16 +81,3 @@ fn an_arena_that_a_free_makes_is_no_mapping_of_the_program() {
     assert_eq!((blocks.alloc_count, blocks.free_count, blocks.outstanding_count), (20, 20, 0));
     assert_eq!(report.rows_with("free_one").count(), 0, "{}", report.outstanding());
 }
-
-/// At its end a thread's cache of free blocks is given back, by the very function `free`: nobody frees there
-/// what was not traced.
-#[test]
-fn the_allocators_own_frees_at_the_end_of_a_thread_are_not_unmatched() {
-    let _root = as_root();
-    let mut target = Target::start(&program("spawning", Language::C, Frames::Omitted), &[]);
-    let (report, books) = trace_while(&mut target, "go");
-    target.quit();
-    report.expect_nothing_lost();
-    assert_eq!(report.totals_of("live_briefly").free_count, books[2]);
-    assert_eq!(report.totals.unmatched_free_count, 0);
-}

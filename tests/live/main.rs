@@ -10,6 +10,7 @@ mod doctor;
 mod edge;
 mod elsewhere;
 mod exits;
+mod family;
 mod handover;
 mod harm;
 mod jumps;

@@ -111,6 +111,20 @@ pub struct DoubtRecord {
     pub addr: u64,
 }
 
+impl DoubtRecord {
+    /// The record as it lies in a recording.
+    pub fn to_bytes(self) -> [u8; 24] {
+        let Header { kind, function, target, tid, time_ns } = self.header;
+        let first =
+            u64::from(kind) | u64::from(function) << 8 | u64::from(target) << 16 | u64::from(tid) << 32;
+        let mut bytes = [0; 24];
+        for (to, word) in bytes.chunks_exact_mut(8).zip([first, time_ns, self.addr]) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
 /// How a walk ended; the discriminants are the wire format.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -324,6 +338,7 @@ const _: () = {
     assert!(size_of::<ReleaseRecord>() == 24);
     assert!(size_of::<ReplaceBeginRecord>() == 32);
     assert!(size_of::<ReplaceEndRecord>() == 48);
+    assert!(size_of::<DoubtRecord>() == 24);
     assert!(size_of::<StackRecord>() == STACK_RECORD_FIXED_BYTES + MAX_FRAMES * 8);
 };
 
@@ -395,6 +410,8 @@ mod tests {
             Record::decode(&words(&[first_word(Kind::Doubt), 5, 6])),
             Ok(Record::Doubt(DoubtRecord { header: header(Kind::Doubt), addr: 6 }))
         );
+        let doubt = DoubtRecord { header: header(Kind::Doubt), addr: 0x7fff_1234_5678 };
+        assert_eq!(Record::decode(&doubt.to_bytes()), Ok(Record::Doubt(doubt)));
     }
 
     #[test]

@@ -18,7 +18,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("libraries that bpf-linker links", &["libzstd-dev", "zlib1g-dev"]),
     ("compilers of the test programs", &["gcc", "g++", "libc6-dev"]),
     ("assembler, linker and strip for test programs", &["binutils"]),
-    ("CPython static in its executable, for live tests", &["python3"]),
+    ("CPython static in its executable, for live tests, and pip", &["python3", "python3-pip"]),
     ("CPython as a shared library, for live tests", &["libpython3-dev"]),
     ("unshare, for live tests in another mount namespace", &["util-linux"]),
 ];

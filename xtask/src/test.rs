@@ -13,6 +13,7 @@ use crate::check;
 use crate::process::say;
 use crate::setup;
 
+mod python_packages;
 pub mod runner;
 pub mod shared_python;
 mod tally;
@@ -52,6 +53,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (live, plain): (Vec<_>, Vec<_>) = built_tests()?.into_iter().partition(|test| test.target == LIVE);
     let python = shared_python::make_if_missing()?;
     let mut variables = vec![(MEMTRACE_VARIABLE, memtrace.as_os_str())];
+    let packages = python_packages::make_if_missing()?;
+    variables.push((python_packages::VARIABLE, packages.as_os_str()));
     variables.extend(python.as_ref().map(|python| (shared_python::VARIABLE, python.as_os_str())));
 
     let mut rows = Vec::new();

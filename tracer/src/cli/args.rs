@@ -54,6 +54,10 @@ pub struct TraceArgs {
     /// Process to trace; may be given several times. A thread id means its process
     #[arg(short, long = "pid", value_name = "PID", required_unless_present = "target_command")]
     pub pids: Vec<u32>,
+    /// Also trace every process that the target forks, and those it forked before; they are held by ptrace
+    /// until their probes are in place
+    #[arg(long)]
+    pub children: bool,
     /// Stop after this time: 30s, 5m, 1h
     #[arg(short, long, value_name = "DUR", value_parser = values::duration)]
     pub duration: Option<Duration>,

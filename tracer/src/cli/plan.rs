@@ -27,6 +27,8 @@ pub enum Subject {
 pub struct TracePlan {
     /// What to trace.
     pub subject: Subject,
+    /// Trace forked processes too.
+    pub children: bool,
     /// When to stop by itself.
     pub duration: Option<Duration>,
     /// How often to report in between.
@@ -103,6 +105,7 @@ impl TracePlan {
             } else {
                 Subject::Command(args.target_command)
             },
+            children: args.children,
             duration: args.duration,
             interval: args.interval,
             limits,

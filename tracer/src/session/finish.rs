@@ -66,6 +66,7 @@ impl Live<'_> {
     /// When it cannot be written.
     pub(super) fn interim_report(&mut self) -> Result<(), Failure> {
         self.take_records();
+        self.enter_doubts()?;
         let mut notes = self.all_notes();
         let names = self.names(&mut notes);
         let mut report = self.report(now_ns(), &names, notes)?;
@@ -79,10 +80,11 @@ impl Live<'_> {
     pub fn finish(&mut self) -> Result<Option<ExitCode>, Failure> {
         let ended_ns = self.stop();
         // Links of one probe each go at about ten a second: the report need not wait for that.
-        let links: Vec<_> = self.traced.iter_mut().map(|traced| std::mem::take(&mut traced.links)).collect();
-        let detaching = std::thread::spawn(move || drop(links));
+        for traced in &mut self.traced {
+            self.detacher.detach(std::mem::take(&mut traced.links));
+        }
         let result = self.write_everything(ended_ns);
-        let _ = detaching.join();
+        self.detacher.finish();
         // The report is out; what failed on the way decides how the run ended.
         match self.failed.take() {
             Some(failure) => result.and(Err(failure)),
@@ -91,6 +93,7 @@ impl Live<'_> {
     }
 
     fn write_everything(&mut self, ended_ns: u64) -> Result<Option<ExitCode>, Failure> {
+        self.enter_doubts()?;
         let mut notes = self.all_notes();
         let names = self.names(&mut notes);
         let mut report = self.report(ended_ns, &names, notes.clone())?;

@@ -11,8 +11,10 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, interval_at};
 use tracer_common::config::Config;
+use tracer_common::counter::Counter;
 
 use super::coverage;
+use super::detacher::Detacher;
 use super::recorder::Recorder;
 use super::stop::Stop;
 use super::traced::{Shared, Traced};
@@ -27,11 +29,12 @@ use crate::recording::{RecordingHeader, Settings};
 use crate::target::Target;
 use crate::trace::Trace;
 
-/// Most unwind rows at a time, over all targets. A row takes about 64 bytes, and only those that there are.
-const MAX_CALL_SITES: u32 = 1 << 22;
-
 /// A recording that is cut short by a kill lacks at most what came since.
 const FLUSH_PERIOD: Duration = Duration::from_secs(1);
+
+/// Children that a target forks run with its traps for so long at most. A target that forks all the time is
+/// not swept all the time.
+const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
 /// Between the end of a trace and the last look at the ring.
 const GRACE: Duration = Duration::from_millis(2);
@@ -54,6 +57,9 @@ pub struct Live<'a> {
     /// The first thing that failed on the way. The trace goes on, and says so at the end.
     pub(super) failed: Option<Failure>,
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
+    pub(super) detacher: Detacher,
+    /// When forked children are to be freed of their traps.
+    sweep_due: Option<Instant>,
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds: the clock of the records.
@@ -68,16 +74,14 @@ impl<'a> Live<'a> {
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn new(plan: &'a TracePlan, notes: Vec<String>) -> Result<Self, Failure> {
+    pub fn new(
+        plan: &'a TracePlan,
+        notes: Vec<String>,
+        limits: KernelLimits,
+        shared: Shared,
+    ) -> Result<Self, Failure> {
         let config = Config { min_size_bytes: plan.limits.min_bytes, max_size_bytes: plan.limits.max_bytes };
-        let limits = KernelLimits {
-            ring_bytes: plan.ring_bytes.unwrap_or(64 << 20),
-            call_sites: MAX_CALL_SITES,
-            stacks: 65536,
-            threads: 65536,
-            single_links: plan.single_links,
-        };
-        raise_file_limit();
+        log::info!("{limits:?}");
         let mut kernel = Kernel::load(config, limits).map_err(|error| {
             // The verifier's log of a refused program is thousands of lines long.
             let message: String = format!("{:#}", anyhow::Error::from(error)).chars().take(400).collect();
@@ -96,7 +100,7 @@ impl<'a> Live<'a> {
             orderer: Orderer::default(),
             decoder: Decoder::default(),
             traced: Vec::new(),
-            shared: Shared::default(),
+            shared,
             recorder: None,
             notes,
             started_ns: now_ns(),
@@ -104,6 +108,8 @@ impl<'a> Live<'a> {
             stop_ns: u64::MAX,
             failed: None,
             log,
+            detacher: Detacher::default(),
+            sweep_due: None,
         })
     }
 
@@ -123,10 +129,27 @@ impl<'a> Live<'a> {
         let notes = traced.instrument(&mut self.kernel, &mut self.shared, domains).map_err(|error| {
             Failure::not_ready(format!("{error:#}"), "`memtrace doctor -p PID` shows what would be probed")
         })?;
-        self.notes.extend(notes);
-        self.note_inlined(&traced);
+        for note in notes {
+            self.note(note);
+        }
+        if self.traced.is_empty() {
+            self.note_inlined(&traced);
+        }
+        if let Some(recorder) = &mut self.recorder {
+            let written = recorder.target(index, &traced.target.describe(), now_ns()).and_then(|()| {
+                recorder.mappings(index, now_ns(), self.shared.modules.modules(), &traced.mappings)
+            });
+            self.recorded(written);
+        }
         self.traced.push(traced);
         Ok(())
+    }
+
+    /// Adds what a reader should know, once.
+    pub(super) fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
     }
 
     fn note_inlined(&mut self, traced: &Traced) {
@@ -208,6 +231,7 @@ impl<'a> Live<'a> {
                 () = stop.wait() => break,
                 () = tick(&mut interval) => self.interim_report()?,
                 () = tick(&mut flush) => self.record(Recorder::flush),
+                () = at(self.sweep_due) => self.sweep(),
                 () = flush_log(&mut self.log) => {}
                 batch = self.collector.next_batch() => {
                     let batch = batch.context("read the ring buffer")?;
@@ -218,10 +242,16 @@ impl<'a> Live<'a> {
         Ok(())
     }
 
-    /// Writes to the recording, where there is one. A recording that fails ends there; the trace goes on.
+    /// Writes to the recording, where there is one.
     fn record(&mut self, write: impl FnOnce(&mut Recorder) -> anyhow::Result<()>) {
         let Some(recorder) = &mut self.recorder else { return };
-        if let Err(error) = write(recorder) {
+        let written = write(recorder);
+        self.recorded(written);
+    }
+
+    /// A recording that fails ends there; the trace goes on.
+    fn recorded(&mut self, written: anyhow::Result<()>) {
+        if let Err(error) = written {
             self.recorder = None;
             self.fail(error);
         }
@@ -285,12 +315,12 @@ impl<'a> Live<'a> {
                     is_fresh[index] = true;
                 }
                 Event::Exec(_) => self.exec(index),
+                Event::Fork(_) => self.forked(index),
                 _ => {}
             }
-            if let Some(traced) = self.traced.get_mut(index) {
-                traced.apply(&event);
+            if self.traced.get_mut(index).is_some_and(|traced| traced.apply(&event)) {
+                self.record(|recorder| recorder.event(&stamped.record));
             }
-            self.record(|recorder| recorder.event(&stamped.record));
         }
     }
 
@@ -304,14 +334,7 @@ impl<'a> Live<'a> {
         self.record_mappings(index);
     }
 
-    /// Looks for what the targets have mapped since.
-    pub fn refresh_all(&mut self) {
-        for index in 0..self.traced.len() {
-            self.refresh(index);
-        }
-    }
-
-    fn refresh(&mut self, index: usize) {
+    pub(super) fn refresh(&mut self, index: usize) {
         let Some(traced) = self.traced.get_mut(index) else { return };
         match traced.refresh(&mut self.kernel, &mut self.shared, self.plan.domains.as_deref()) {
             Ok(None) => return,
@@ -331,15 +354,47 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// The target is about to end, and its mappings can be read for the last time.
-    pub fn last_look(&mut self) {
-        self.take_records();
-        self.refresh_all();
+    /// A target has made a process that is not traced: it runs into the traps that it has by copy.
+    fn forked(&mut self, index: usize) {
+        let Some(traced) = self.traced.get_mut(index) else { return };
+        if !self.plan.children {
+            traced.has_forked = true;
+            self.sweep_due.get_or_insert_with(|| Instant::now() + SWEEP_PERIOD);
+        }
+    }
+
+    /// Frees forked children of their traps.
+    fn sweep(&mut self) {
+        self.sweep_due = None;
+        for traced in self.traced.iter_mut().filter(|traced| traced.has_forked) {
+            traced.has_forked = false;
+            let broom = traced.links.broom(&mut self.kernel, traced.target.process.tgid);
+            self.detacher.detach(broom);
+        }
+    }
+
+    /// Enters which blocks may be free although nobody said so. All records must have been taken.
+    pub(super) fn enter_doubts(&mut self) -> anyhow::Result<()> {
+        let lost = [Counter::FreeLost, Counter::ReplaceLost, Counter::ThreadMapFull];
+        let counters = self.kernel.counters()?;
+        if lost.iter().all(|counter| !counters.contains_key(counter)) {
+            return Ok(());
+        }
+        for index in 0..self.traced.len() {
+            let traced = &mut self.traced[index];
+            let marks = self.kernel.lost_frees();
+            let doubts = traced.trace.ledger.doubts(traced.index, |cell| marks.time_ns(cell));
+            for doubt in &doubts {
+                traced.apply(&Event::Doubt(*doubt));
+            }
+            self.record(|recorder| doubts.iter().try_for_each(|doubt| recorder.event(&doubt.to_bytes())));
+        }
+        Ok(())
     }
 }
 
 /// Every mapped file and every probe holds a descriptor.
-fn raise_file_limit() {
+pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
@@ -353,6 +408,13 @@ fn announce(fd: i32) -> std::io::Result<()> {
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let mut file = std::fs::File::from(fd.try_clone_to_owned()?);
     file.write_all(b"\n")
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn tick(interval: &mut Option<Interval>) {

@@ -1,10 +1,14 @@
 //! The session: wires the stages together for a live trace. See the picture in the crate's documentation.
 
 mod coverage;
+mod detacher;
+mod family;
 mod finish;
 mod live;
 mod modules;
+mod own_pages;
 mod recorder;
+mod sizes;
 mod stop;
 mod traced;
 mod unwind_rows;
@@ -12,15 +16,17 @@ mod unwind_rows;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tracer_common::probe::Domain;
 
 use crate::cli::plan::{Subject, TracePlan};
 use crate::exit::{Code, Failure};
-use crate::launch::{Ended, LaunchError, LaunchEvent, Launched, StopReason, launch};
+use crate::launch::{Ended, LaunchError, LaunchEvent, Launched, StopReason, follow, launch};
 use crate::preflight;
 use crate::target::{InlinedPolicy, Process, Target};
 use live::Live;
 use stop::Stop;
+use traced::Shared;
 
 /// Traces as planned and writes the reports.
 ///
@@ -56,8 +62,8 @@ fn inlined_policy(plan: &TracePlan) -> InlinedPolicy {
 }
 
 async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
-    let mut targets: Vec<Target> = Vec::new();
     let mut notes = Vec::new();
+    let mut tgids: Vec<u32> = Vec::new();
     for pid in pids {
         let process = Process::open(*pid)?;
         if process.tgid == std::process::id() {
@@ -72,22 +78,58 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
                 process.requested, process.tgid
             ));
         }
-        if targets.iter().all(|target| target.process.tgid != process.tgid) {
-            ready()?;
-            targets.push(Target::discover(process, inlined_policy(plan))?);
+        if !tgids.contains(&process.tgid) {
+            tgids.push(process.tgid);
         }
     }
+    ready()?;
     // Before anyone is told that tracing has begun.
     let mut stop = Stop::at_signal().context("watch for signals")?;
-    let mut live = Live::new(plan, notes)?;
+    // What is forked from here on is held until it has its probes.
+    let mut family = if plan.children { Some(follow(&tgids).map_err(follow_failure)?) } else { None };
+    let mut targets = Vec::new();
+    for tgid in &tgids {
+        targets.push(Target::discover(Process::open(*tgid)?, inlined_policy(plan))?);
+    }
+    if let Some(family) = &family {
+        notes.extend(family.refused.iter().map(|error| format!("{:#}", anyhow::anyhow!(error.to_string()))));
+        for tgid in family.tgids.iter().filter(|tgid| !tgids.contains(tgid)) {
+            match Process::open(*tgid).and_then(|process| Target::observe(process, inlined_policy(plan))) {
+                Ok(target) => targets.push(target),
+                Err(error) => notes.push(format!("process {tgid} is not traced: {error}")),
+            }
+        }
+    }
+    live::raise_file_limit();
+    let counted = sizes::count_calls(plan, &targets);
+    let mut shared = Shared::default();
+    let limits = sizes::limits(plan, &targets, counted.as_ref(), &mut shared);
+    let mut live = Live::new(plan, notes, limits, shared)?;
     for target in targets {
         live.add(target)?;
     }
-    stop.when_exited(live.processes()).context("watch the targets")?;
+    live.detacher.detach(counted);
     live.begin()?;
     stop.after(plan.duration);
-    live.run(&mut stop).await?;
+    match &mut family {
+        None => {
+            stop.when_exited(live.processes()).context("watch the targets")?;
+            live.run(&mut stop).await?;
+        }
+        Some(family) => {
+            let mut run = Run { has_begun: true, command: None, ended: None };
+            run.follow(plan, &mut live, &mut family.events, &mut stop).await?;
+            family.detach();
+        }
+    }
     Ok(live.finish()?.unwrap_or(ExitCode::SUCCESS))
+}
+
+fn follow_failure(error: LaunchError) -> Failure {
+    Failure::not_ready(
+        format!("{:#}", anyhow::Error::from(error)),
+        "without --children the target is traced by itself, and needs no ptrace",
+    )
 }
 
 async fn start(plan: &TracePlan, command: &[std::ffi::OsString]) -> Result<ExitCode, Failure> {
@@ -97,8 +139,11 @@ async fn start(plan: &TracePlan, command: &[std::ffi::OsString]) -> Result<ExitC
     };
     ready()?;
     let mut stop = Stop::at_signal().context("watch for signals")?;
-    let mut live = Live::new(plan, Vec::new()).map_err(as_launch_failure)?;
-    let mut launched = launch(command, false).map_err(launch_failure)?;
+    live::raise_file_limit();
+    let mut shared = Shared::default();
+    let limits = sizes::limits(plan, &[], None, &mut shared);
+    let mut live = Live::new(plan, Vec::new(), limits, shared).map_err(as_launch_failure)?;
+    let mut launched = launch(command, plan.children).map_err(launch_failure)?;
     trace_command(plan, &mut live, &mut launched, &mut stop).await.map_err(as_launch_failure)
 }
 
@@ -118,64 +163,86 @@ async fn trace_command(
     launched: &mut Launched,
     stop: &mut Stop,
 ) -> Result<ExitCode, Failure> {
-    let mut has_begun = false;
-    let mut ended: Option<Ended> = None;
-    loop {
-        let event = tokio::select! {
-            event = launched.events.recv() => event,
-            result = live.run(stop), if has_begun => {
-                result?;
-                break;
-            }
-        };
-        match event {
-            Some(LaunchEvent::Stopped { tgid, at, resume }) => {
-                look_at_stopped(plan, live, tgid)?;
-                if at == StopReason::Started && !has_begun {
-                    live.begin()?;
-                    stop.after(plan.duration);
-                    has_begun = true;
-                }
-                drop(resume);
-            }
-            Some(LaunchEvent::Exiting { resume, .. }) => {
-                live.last_look();
-                drop(resume);
-            }
-            Some(LaunchEvent::Exited { how, .. }) => {
-                ended = Some(how);
-                break;
-            }
-            Some(LaunchEvent::Failed(error)) => return Err(launch_failure(error)),
-            // Processes that the command forks are not followed.
-            Some(LaunchEvent::Forked { .. } | LaunchEvent::Detached) => {}
-            None => break,
-        }
+    let mut run = Run { has_begun: false, command: Some(launched.tgid), ended: None };
+    run.follow(plan, live, &mut launched.events, stop).await?;
+    if plan.children {
+        // What is forked from here on is not to wait for the report.
+        launched.detach();
     }
     let verdict = live.finish()?;
-    if ended.is_none() {
+    if run.ended.is_none() {
         launched.detach();
         while let Some(event) = launched.events.recv().await {
-            if let LaunchEvent::Exited { how, .. } = event {
-                ended = Some(how);
+            match event {
+                LaunchEvent::Exited { tgid, how } if tgid == launched.tgid => run.ended = Some(how),
+                _ => {}
             }
         }
     }
-    Ok(verdict.unwrap_or(match ended {
+    Ok(verdict.unwrap_or(match run.ended {
         Some(Ended::Code(code)) => ExitCode::from(code as u8),
         Some(Ended::Signal(signal)) => ExitCode::from(128_u8.wrapping_add(signal as u8)),
         None => Code::LaunchFailed.into(),
     }))
 }
 
-/// The command is stopped before code of its new image, or of a library that it just mapped, has run.
-fn look_at_stopped(plan: &TracePlan, live: &mut Live<'_>, tgid: u32) -> Result<(), Failure> {
-    // An exec is among the records; it is dealt with here, while the process stands still.
-    live.take_records();
-    if live.is_empty() {
-        live.add(Target::observe(Process::open(tgid)?, inlined_policy(plan))?)
-    } else {
-        live.refresh_all();
-        Ok(())
+/// A session that is told by ptrace what becomes of its processes.
+struct Run {
+    has_begun: bool,
+    /// The command that was started.
+    command: Option<u32>,
+    /// How it ended.
+    ended: Option<Ended>,
+}
+
+impl Run {
+    /// Traces until `stop`, or until the command has ended, or with children everything that it made.
+    async fn follow(
+        &mut self,
+        plan: &TracePlan,
+        live: &mut Live<'_>,
+        events: &mut UnboundedReceiver<LaunchEvent>,
+        stop: &mut Stop,
+    ) -> Result<(), Failure> {
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                result = live.run(stop), if self.has_begun => return result,
+            };
+            match event {
+                Some(LaunchEvent::Stopped { tgid, at, resume }) => {
+                    live.look_at_stopped(tgid, inlined_policy(plan))?;
+                    if at == StopReason::Started && !self.has_begun {
+                        live.begin()?;
+                        stop.after(plan.duration);
+                        self.has_begun = true;
+                    }
+                    drop(resume);
+                }
+                Some(LaunchEvent::Forked { parent, tgid, shares_memory, resume }) => {
+                    // One that shares its parent's memory is traced from its exec on.
+                    if !shares_memory {
+                        live.add_forked(parent, tgid, inlined_policy(plan));
+                    }
+                    drop(resume);
+                }
+                Some(LaunchEvent::Exiting { tgid, resume, .. }) => {
+                    live.last_look_at(tgid);
+                    drop(resume);
+                }
+                Some(LaunchEvent::Exited { tgid, how }) => {
+                    live.ended(tgid);
+                    if self.command == Some(tgid) {
+                        self.ended = Some(how);
+                        if !plan.children {
+                            return Ok(());
+                        }
+                    }
+                }
+                Some(LaunchEvent::Failed(error)) => return Err(launch_failure(error)),
+                Some(LaunchEvent::Detached) => {}
+                None => return Ok(()),
+            }
+        }
     }
 }

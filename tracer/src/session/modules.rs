@@ -36,7 +36,8 @@ impl ModuleTable {
             .collect()
     }
 
-    fn number(&mut self, mapped: &MappedFile) -> u32 {
+    /// The session's number of a file.
+    pub fn number(&mut self, mapped: &MappedFile) -> u32 {
         let identity = (mapped.dev, mapped.inode, mapped.module.clone());
         *self.numbers.entry(identity).or_insert_with(|| {
             let file = mapped.file.as_ref().ok().and_then(|file| file.try_clone().ok());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::model::{Mapping, Module};
+use crate::model::{Mapping, Module, Target};
 use crate::recording::{NamedPlace, RecordingHeader, Trailer, Writer};
 
 /// A recording under way.
@@ -50,6 +50,15 @@ impl Recorder {
             self.modules_written = modules.len();
         }
         let result = self.writer.mappings(index, time_ns, mappings);
+        self.wrote(result)
+    }
+
+    /// Notes a process that was found after the start.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn target(&mut self, index: u16, target: &Target, time_ns: u64) -> anyhow::Result<()> {
+        let result = self.writer.target(index, target, time_ns);
         self.wrote(result)
     }
 

@@ -7,6 +7,7 @@ use tracer_common::native::CallSite;
 use tracer_common::probe::Domain;
 
 use super::modules::ModuleTable;
+use super::own_pages::OwnPages;
 use super::unwind_rows::UnwindRows;
 use crate::model::{Event, Mapping};
 use crate::probes::attach::{Attachee, Links};
@@ -25,6 +26,16 @@ pub struct Shared {
     pub rows: UnwindRows,
 }
 
+impl Shared {
+    /// Unwind rows of everything that `target` has mapped.
+    pub fn row_count(&mut self, target: &Target) -> u64 {
+        let mappings = self.modules.renumber(&target.mappings);
+        // What cannot be read is told when the rows are loaded.
+        let rows = mappings.iter().map(|mapping| self.rows.count(self.modules.modules(), mapping.module));
+        rows.map(|count| count as u64).sum()
+    }
+}
+
 /// A target and everything that the session holds for it.
 pub struct Traced {
     /// The process.
@@ -39,10 +50,15 @@ pub struct Traced {
     pub links: Links,
     /// Whether it runs another program than when the trace began.
     pub has_called_exec: bool,
+    /// Whether it has made processes whose traps are to be swept away.
+    pub has_forked: bool,
+    /// Whether it is known to have ended: its number may be another's.
+    pub has_ended: bool,
     /// Its mappings, with modules numbered for the session.
     pub mappings: Vec<Mapping>,
     loaded_mappings: HashSet<(u64, u64, u32)>,
     loaded_keys: Vec<u64>,
+    own_pages: OwnPages,
 }
 
 impl Traced {
@@ -55,9 +71,12 @@ impl Traced {
             purpose,
             links: Links::default(),
             has_called_exec: false,
+            has_forked: false,
+            has_ended: false,
             mappings: Vec::new(),
             loaded_mappings: HashSet::new(),
             loaded_keys: Vec::new(),
+            own_pages: OwnPages::default(),
         }
     }
 
@@ -73,6 +92,7 @@ impl Traced {
         domains: Option<&[Domain]>,
     ) -> anyhow::Result<Vec<String>> {
         self.mappings = shared.modules.renumber(&self.target.mappings);
+        self.own_pages.learn(&self.target, &mut shared.modules);
         let mut notes = self.load_rows(kernel, shared);
         let sites: Vec<_> = self
             .target
@@ -83,7 +103,10 @@ impl Traced {
             .collect();
         let modules = self.target.mappings.modules();
         let tgid = self.target.process.tgid;
-        let entry = TargetEntry { index: self.index.into(), current_break_addr: 0 };
+        let entry = TargetEntry {
+            index: self.index.into(),
+            current_break_addr: self.target.current_break_addr().unwrap_or(0),
+        };
         kernel.set_target(tgid, entry)?;
         let attachee = Attachee { tgid, index: self.index, purpose: self.purpose };
         let skipped = self.links.attach(kernel, attachee, &sites, |module| {
@@ -143,9 +166,20 @@ impl Traced {
         self.instrument(kernel, shared, domains).map(Some)
     }
 
-    /// Enters an event in the books.
-    pub fn apply(&mut self, event: &Event) {
+    /// Enters an event in the books; tells whether it is one for the books.
+    pub fn apply(&mut self, event: &Event) -> bool {
+        if let Event::Allocate(record) = event
+            && self.own_pages.has(record)
+        {
+            return false;
+        }
         self.trace.apply(event, &self.mappings);
+        if let Event::Stack(raw) = event
+            && let Some(stack) = self.trace.stacks.get(&raw.id)
+        {
+            self.own_pages.look_at(raw.id, stack);
+        }
+        true
     }
 
     /// The process runs another program: nothing of the old one's memory is left.
@@ -159,11 +193,17 @@ impl Traced {
         domains: Option<&[Domain]>,
     ) -> anyhow::Result<Vec<String>> {
         kernel.forget_stacks();
+        self.forget_rows(kernel);
+        self.own_pages.clear();
+        self.target.rediscover()?;
+        self.instrument(kernel, shared, domains)
+    }
+
+    /// Takes the unwind rows back from the kernel side.
+    pub fn forget_rows(&mut self, kernel: &mut Kernel) {
         kernel.remove_call_sites(&self.loaded_keys);
         self.loaded_keys.clear();
         self.loaded_mappings.clear();
-        self.target.rediscover()?;
-        self.instrument(kernel, shared, domains)
     }
 }
 

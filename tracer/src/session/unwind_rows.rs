@@ -37,6 +37,17 @@ impl UnwindRows {
         });
         Rc::clone(rows)
     }
+
+    /// How many rows module `number` of `modules` has; none where its file cannot be read.
+    pub fn count(&mut self, modules: &[(Module, Option<File>)], number: u32) -> usize {
+        let mut problems = Vec::new();
+        let count = self.of(modules, number, &mut problems).len();
+        if !problems.is_empty() {
+            // To be told by who needs them.
+            self.by_module[number as usize] = None;
+        }
+        count
+    }
 }
 
 fn read_rows(file: &File) -> Result<Rc<[CallSiteRow]>, String> {

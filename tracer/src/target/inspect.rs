@@ -108,6 +108,13 @@ impl Inspected {
         !self.is_loader && self.functions.iter().any(|found| allocates(found.function))
     }
 
+    /// A library that stands in for the C library's allocator, and is nothing else: one that is known, and
+    /// has `malloc` under that name.
+    pub fn is_preloadable_allocator(&self) -> bool {
+        let has_malloc = || self.functions.iter().any(|found| found.symbol.name == Function::Malloc.symbol());
+        !self.is_program && self.libc.is_none() && !self.allocators.is_empty() && has_malloc()
+    }
+
     /// Whether glibc is in it.
     pub fn has_glibc(&self) -> bool {
         matches!(self.libc, Some(CLibrary::Glibc { .. })) || self.allocators.contains(&"glibc")

@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::model::{Mapping, Module};
 
@@ -49,9 +50,9 @@ pub struct Changes {
 }
 
 /// The files mapped by a process.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Mappings {
-    modules: Vec<MappedFile>,
+    modules: Vec<Arc<MappedFile>>,
     numbers: HashMap<((u32, u32), u64), u32>,
     /// Executable mappings as last seen, sorted, anonymous ones among them.
     current: Vec<Extent>,
@@ -96,7 +97,7 @@ impl Mappings {
     }
 
     /// Every file seen, by its number.
-    pub fn modules(&self) -> &[MappedFile] {
+    pub fn modules(&self) -> &[Arc<MappedFile>] {
         &self.modules
     }
 
@@ -142,7 +143,7 @@ impl Mappings {
             return *number;
         }
         let number = self.modules.len() as u32;
-        self.modules.push(MappedFile::identify(process.tgid, line));
+        self.modules.push(Arc::new(MappedFile::identify(process.tgid, line)));
         self.numbers.insert(key, number);
         number
     }

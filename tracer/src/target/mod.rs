@@ -22,6 +22,7 @@ mod unnamed;
 
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use tracer_common::probe::{Domain, Function};
 
@@ -60,7 +61,7 @@ pub struct Target {
     pub unread: Vec<(String, String)>,
     policy: InlinedPolicy,
     /// What was found in each module, by its number; `None` where it could not be read.
-    inspected: Vec<Option<Inspected>>,
+    inspected: Vec<Option<Arc<Inspected>>>,
 }
 
 impl Target {
@@ -93,6 +94,28 @@ impl Target {
         };
         target.rediscover()?;
         Ok(target)
+    }
+
+    /// Looks at a process that was forked by this one and has not run yet: what was found in its files is
+    /// known.
+    ///
+    /// # Errors
+    /// When its mappings cannot be read.
+    pub fn forked(&self, process: Process) -> Result<Self, TargetError> {
+        let mut child = Self {
+            process,
+            mappings: self.mappings.clone(),
+            libc: self.libc.clone(),
+            allocators: self.allocators.clone(),
+            cpython: self.cpython.clone(),
+            sites: self.sites.clone(),
+            missing: self.missing.clone(),
+            unread: self.unread.clone(),
+            policy: self.policy,
+            inspected: self.inspected.clone(),
+        };
+        child.rediscover()?;
+        Ok(child)
     }
 
     /// Looks again, after libraries were loaded or the process called `exec`. Gives the places in
@@ -132,6 +155,15 @@ impl Target {
             command: self.process.command.first().cloned().unwrap_or_default(),
             reason,
         })
+    }
+
+    /// Numbers of the mapped libraries that are allocators and nothing else.
+    pub fn allocator_modules(&self) -> Vec<u32> {
+        let is_allocator = |module: &u32| {
+            let inspected = self.inspected.get(*module as usize).and_then(Option::as_ref);
+            inspected.is_some_and(|found| found.is_preloadable_allocator())
+        };
+        self.mappings.mapped_now().into_iter().filter(is_allocator).collect()
     }
 
     /// Where glibc keeps the program break: the run-time address of a pointer of 8 bytes. `None` without
@@ -178,7 +210,7 @@ impl Target {
                 Err(error) => Err(error.to_string()),
             };
             self.inspected.push(match found {
-                Ok(inspected) => Some(inspected),
+                Ok(inspected) => Some(Arc::new(inspected)),
                 Err(error) => {
                     self.unread.push((path.clone(), error));
                     None

@@ -1,0 +1,72 @@
+//! Processes that come and go while the session lasts (`--children`).
+
+use super::live::Live;
+use crate::exit::Failure;
+use crate::target::{InlinedPolicy, Process, Target, TargetError};
+
+impl Live<'_> {
+    /// The place of process `tgid` among the targets, as long as it lives.
+    fn place(&self, tgid: u32) -> Option<usize> {
+        self.traced.iter().rposition(|traced| !traced.has_ended && traced.target.process.tgid == tgid)
+    }
+
+    /// Places probes in process `tgid`, which `parent` has just forked and which stands still. A process that
+    /// cannot be traced is told of; the trace goes on.
+    pub fn add_forked(&mut self, parent: u32, tgid: u32, policy: InlinedPolicy) {
+        let added = Process::open(tgid)
+            .and_then(|process| match self.place(parent) {
+                Some(parent) => self.traced[parent].target.forked(process),
+                None => Target::observe(process, policy),
+            })
+            .map_err(Failure::from)
+            .and_then(|target| self.add(target));
+        self.tell(tgid, added);
+    }
+
+    /// Looks at process `tgid`, which stands still, before code of its new program, or of a library that it
+    /// just mapped, has run.
+    ///
+    /// # Errors
+    /// When it is the first target, and cannot be traced.
+    pub fn look_at_stopped(&mut self, tgid: u32, policy: InlinedPolicy) -> Result<(), Failure> {
+        // An exec is among the records; it is dealt with here, while the process stands still.
+        self.take_records();
+        if let Some(index) = self.place(tgid) {
+            self.refresh(index);
+            return Ok(());
+        }
+        let observe = || -> Result<Target, TargetError> { Target::observe(Process::open(tgid)?, policy) };
+        if self.is_empty() {
+            return self.add(observe()?);
+        }
+        let added = observe().map_err(Failure::from).and_then(|target| self.add(target));
+        self.tell(tgid, added);
+        Ok(())
+    }
+
+    fn tell(&mut self, tgid: u32, added: Result<(), Failure>) {
+        match added {
+            Ok(()) => log::info!("process {tgid} is traced"),
+            Err(failure) => self.note(format!("process {tgid} is not traced: {}", failure.message)),
+        }
+    }
+
+    /// Process `tgid` is about to end: its mappings can be read for the last time.
+    pub fn last_look_at(&mut self, tgid: u32) {
+        self.take_records();
+        if let Some(index) = self.place(tgid) {
+            self.refresh(index);
+        }
+    }
+
+    /// Process `tgid` has ended. What it did stays in its books.
+    pub fn ended(&mut self, tgid: u32) {
+        self.take_records();
+        let Some(index) = self.place(tgid) else { return };
+        let traced = &mut self.traced[index];
+        traced.has_ended = true;
+        self.kernel.remove_target(tgid);
+        traced.forget_rows(&mut self.kernel);
+        self.detacher.detach(std::mem::take(&mut traced.links));
+    }
+}

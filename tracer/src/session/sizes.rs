@@ -1,0 +1,175 @@
+//! How large the kernel side's ring and maps are to be: by the rate at which the targets call.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracer_common::config::Config;
+
+use super::traced::Shared;
+use crate::cli::plan::TracePlan;
+use crate::probes::attach::{Attachee, Links};
+use crate::probes::hooks::Purpose;
+use crate::probes::kernel::{Kernel, KernelError, KernelLimits};
+use crate::target::{ProbeSite, Target};
+
+/// How long calls are counted.
+const WINDOW: Duration = Duration::from_millis(50);
+
+/// Ring bytes that a call takes: a record of 24 to 48 bytes, and its header.
+const BYTES_PER_CALL: u64 = 48;
+
+/// The ring holds what is called in this time. memtrace empties it every few milliseconds; the rest is for
+/// the times at which it gets no CPU.
+const SECONDS_HELD: u64 = 4;
+
+/// Bounds of the ring, bytes. A target that rests when memtrace comes may be at full speed a second later.
+const RING_BYTES: (u64, u64) = (32 << 20, 256 << 20);
+
+/// The ring takes no more than this share of the memory that is available.
+const SHARE_OF_MEMORY: u64 = 16;
+
+/// Bounds of the map of distinct stacks. An entry that there is takes about a kilobyte.
+const STACKS: (u64, u64) = (1 << 16, 1 << 20);
+
+/// Of so many calls one is believed to bring a new stack, at most, for the size of that map.
+const CALLS_PER_STACK: u64 = 4;
+
+/// Bounds of the map of threads, and what a target may grow to from what it has now.
+const THREADS: (u64, u64) = (1 << 16, 1 << 22);
+const THREAD_GROWTH: u64 = 16;
+
+/// Most unwind rows at a time where the targets are not known yet, or may become many. A row takes about 64
+/// bytes, and only those that there are; the map itself takes 16 bytes for each that there may be.
+const MANY_CALL_SITES: u32 = 1 << 22;
+
+/// Rows of libraries that are loaded later, for one target.
+const LATER_CALL_SITES: u64 = 1 << 18;
+
+/// Calls counted before the trace. As long as it lives the counting probes stay, so that the traps need not
+/// be taken away and placed again.
+pub struct Counted {
+    per_second: u64,
+    _links: Vec<Links>,
+    _kernel: Kernel,
+}
+
+/// Counts the calls of `targets` for a moment. `None` where the kernel has no links that come and go
+/// quickly, and where the user has said how large the ring and the map of stacks are to be.
+pub fn count_calls(plan: &TracePlan, targets: &[Target]) -> Option<Counted> {
+    let is_wanted = plan.ring_bytes.is_none() || plan.max_stacks.is_none();
+    if !is_wanted || plan.single_links || targets.is_empty() {
+        return None;
+    }
+    count(plan, targets).inspect_err(|error| log::info!("calls are not counted: {error:#}")).ok().flatten()
+}
+
+fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>> {
+    let limits = KernelLimits { ring_bytes: 4096, call_sites: 1, stacks: 1, threads: 1, single_links: false };
+    let mut kernel = Kernel::load(Config::ALL_SIZES, limits)?;
+    if kernel.multi().is_none() {
+        return Ok(None);
+    }
+    let mut counting = Vec::new();
+    for target in targets {
+        let domains = plan.domains.as_deref();
+        let is_traced =
+            |site: &&ProbeSite| domains.is_none_or(|domains| domains.contains(&site.function.domain()));
+        let sites: Vec<ProbeSite> = target.sites.iter().filter(is_traced).cloned().collect();
+        let modules = target.mappings.modules();
+        let attachee = Attachee { tgid: target.process.tgid, index: 0, purpose: Purpose::Count };
+        let mut links = Links::default();
+        links.attach(&mut kernel, attachee, &sites, |module| {
+            let module = modules.get(module as usize)?;
+            Some((module.file.as_ref().ok()?, module.module.path.as_str()))
+        })?;
+        counting.push(links);
+    }
+    let hits = |kernel: &Kernel| -> Result<u64, KernelError> { kernel.hits() };
+    let (before, start) = (hits(&kernel)?, Instant::now());
+    thread::sleep(WINDOW);
+    let counted = hits(&kernel)?.saturating_sub(before);
+    let per_second = (counted as f64 / start.elapsed().as_secs_f64()) as u64;
+    log::info!("{per_second} calls per second before the trace");
+    Ok(Some(Counted { per_second, _links: counting, _kernel: kernel }))
+}
+
+/// The sizes for `targets`; none are known yet where a command is to be started.
+pub fn limits(
+    plan: &TracePlan,
+    targets: &[Target],
+    counted: Option<&Counted>,
+    shared: &mut Shared,
+) -> KernelLimits {
+    let per_second = counted.map_or(0, |counted| counted.per_second);
+    let threads = targets.iter().map(|target| thread_count(target.process.tgid)).sum();
+    KernelLimits {
+        ring_bytes: plan.ring_bytes.unwrap_or_else(|| ring_bytes(per_second, available_bytes())),
+        call_sites: if plan.children || targets.is_empty() {
+            MANY_CALL_SITES
+        } else {
+            call_sites(targets.iter().map(|target| shared.row_count(target)).sum(), targets.len())
+        },
+        stacks: plan.max_stacks.unwrap_or_else(|| power_within(per_second / CALLS_PER_STACK, STACKS)),
+        threads: power_within(threads, THREADS),
+        single_links: plan.single_links,
+    }
+}
+
+fn ring_bytes(calls_per_second: u64, available_bytes: u64) -> u32 {
+    let wanted = power_within(calls_per_second.saturating_mul(BYTES_PER_CALL * SECONDS_HELD), RING_BYTES);
+    let most = (available_bytes / SHARE_OF_MEMORY).max(1 << 20);
+    // A power of two that fits.
+    wanted.min(1 << u64::from(most.ilog2()).min(31))
+}
+
+fn call_sites(rows: u64, targets: usize) -> u32 {
+    let later = LATER_CALL_SITES * targets as u64;
+    power_within(rows + later, (LATER_CALL_SITES, u64::from(MANY_CALL_SITES)))
+}
+
+/// The power of two that holds `wanted`, within bounds that are powers of two below 2^32.
+fn power_within(wanted: u64, (least, most): (u64, u64)) -> u32 {
+    wanted.clamp(least, most).next_power_of_two() as u32
+}
+
+/// Threads that a process has, with room for as many again as a server may start.
+fn thread_count(tgid: u32) -> u64 {
+    let count = fs::read_dir(format!("/proc/{tgid}/task")).map_or(0, Iterator::count);
+    count as u64 * THREAD_GROWTH
+}
+
+/// Memory that can be had without swapping, bytes; much, where the kernel does not say.
+fn available_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| {
+        let value = line.strip_prefix("MemAvailable:")?;
+        value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    });
+    kib.map_or(u64::MAX, |kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_grows_with_the_rate_and_stays_within_its_bounds() {
+        let plenty = 1 << 40;
+        assert_eq!(ring_bytes(0, plenty), 32 << 20);
+        assert_eq!(ring_bytes(300_000, plenty), 64 << 20);
+        assert_eq!(ring_bytes(1_000_000, plenty), 256 << 20);
+        assert_eq!(ring_bytes(u64::MAX, plenty), 256 << 20);
+        // A sixteenth of what there is, rounded down.
+        assert_eq!(ring_bytes(1_000_000, 3 << 29), 64 << 20);
+        assert_eq!(ring_bytes(0, 0), 1 << 20);
+    }
+
+    #[test]
+    fn maps_have_room_for_what_comes() {
+        assert_eq!(call_sites(100_000, 1), 1 << 19);
+        assert_eq!(call_sites(10_000_000, 1), MANY_CALL_SITES);
+        assert_eq!(power_within(0, STACKS), 65_536);
+        assert_eq!(power_within(400_000, STACKS), 1 << 19);
+    }
+}
