@@ -7,7 +7,7 @@ import ctypes
 import os
 
 LEAK_BYTES = 43210
-BOOT_BYTES = 54321
+BOOT_BYTES = 43211
 
 malloc = ctypes.CDLL(None).malloc
 malloc.restype = ctypes.c_void_p
