@@ -23,4 +23,7 @@ pub struct TargetEntry {
     pub index: u64,
     /// Where the C library keeps the program break (`__curbrk` of glibc); 0 when that is not known.
     pub current_break_addr: u64,
+    /// When the process called `exec` and that could not be sent, `CLOCK_MONOTONIC` nanoseconds; 0 = never.
+    /// Written by the kernel side.
+    pub exec_lost_ns: u64,
 }

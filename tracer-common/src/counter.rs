@@ -22,7 +22,7 @@ macro_rules! counters {
 counters! {
     /// An allocation was not sent: the ring buffer was full.
     AllocationLost = "allocations_lost",
-    /// A free was not sent: the ring buffer was full. A block may be listed that is free.
+    /// A free was not sent: the ring buffer was full. The block that it may have been is marked unsure.
     FreeLost = "frees_lost",
     /// The begin or end of a realloc, mremap or munmap was not sent: the ring buffer was full.
     ReplaceLost = "replaces_lost",

@@ -111,20 +111,6 @@ pub struct DoubtRecord {
     pub addr: u64,
 }
 
-impl DoubtRecord {
-    /// The record as it lies in a recording.
-    pub fn to_bytes(self) -> [u8; 24] {
-        let Header { kind, function, target, tid, time_ns } = self.header;
-        let first =
-            u64::from(kind) | u64::from(function) << 8 | u64::from(target) << 16 | u64::from(tid) << 32;
-        let mut bytes = [0; 24];
-        for (to, word) in bytes.chunks_exact_mut(8).zip([first, time_ns, self.addr]) {
-            to.copy_from_slice(&word.to_le_bytes());
-        }
-        bytes
-    }
-}
-
 /// How a walk ended; the discriminants are the wire format.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -410,8 +396,6 @@ mod tests {
             Record::decode(&words(&[first_word(Kind::Doubt), 5, 6])),
             Ok(Record::Doubt(DoubtRecord { header: header(Kind::Doubt), addr: 6 }))
         );
-        let doubt = DoubtRecord { header: header(Kind::Doubt), addr: 0x7fff_1234_5678 };
-        assert_eq!(Record::decode(&doubt.to_bytes()), Ok(Record::Doubt(doubt)));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output};
 use tracer_common::counter::Counter;
 use tracer_common::event::{
-    AllocateRecord, Header, Kind, NO_STACK, ReplaceEndRecord, STACK_RECORD_FIXED_BYTES, StackRecord,
+    AllocateRecord, Header, Kind, NO_STACK, ReplaceBeginRecord, ReplaceEndRecord, STACK_RECORD_FIXED_BYTES,
+    StackRecord,
 };
 use tracer_common::probe::Cookie;
 
@@ -57,12 +58,25 @@ pub fn emit_allocation(cookie: Cookie, addr: u64, state: &ThreadState) {
         size_bytes: state.size_bytes,
         stack: state.stack_id,
     };
-    emit(record, Counter::AllocationLost);
+    // User space learns from the record what lies there no more.
+    if !emit(record, Counter::AllocationLost) && state.covers != 0 {
+        lost::mark(cookie, addr);
+    }
 }
 
-/// Sends that the memory from `addr` on is gone, by a call whose begin was sent.
+/// Sends the begin of a call that may give back the memory at `addr`; tells whether it was lost.
 #[inline(always)]
-pub fn emit_release(cookie: Cookie, addr: u64) {
+pub fn emit_begin(cookie: Cookie, addr: u64, length_bytes: u64) -> bool {
+    let record = ReplaceBeginRecord { header: header(Kind::ReplaceBegin, cookie), addr, length_bytes };
+    !emit(record, Counter::ReplaceLost)
+}
+
+/// Sends that the memory from `addr` on is gone, in place of a call that has no begin of its own.
+#[inline(always)]
+pub fn emit_gone(cookie: Cookie, addr: u64, length_bytes: u64) {
+    if emit_begin(cookie, addr, length_bytes) {
+        return lost::mark(cookie, addr);
+    }
     let record = ReplaceEndRecord {
         header: header(Kind::ReplaceEnd, cookie),
         addr: 0,

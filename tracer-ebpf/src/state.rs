@@ -23,6 +23,10 @@ pub struct ThreadState {
     pub out_pointer: u64,
     /// Id of the stack.
     pub stack_id: u64,
+    /// Not 0 where the begin of the call could not be sent.
+    pub begin_lost: u64,
+    /// Not 0 where the call puts a mapping in the place of what may lie there (`MAP_FIXED`).
+    pub covers: u64,
     /// The stack being taken. Not in per-CPU memory: these programs can be preempted by one another.
     pub stack: StackRecord,
 }

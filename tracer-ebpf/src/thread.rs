@@ -104,6 +104,8 @@ pub fn begin<C: EbpfContext>(
         write_volatile(&raw mut state.old_addr, 0);
         write_volatile(&raw mut state.out_pointer, 0);
         write_volatile(&raw mut state.stack_id, NO_STACK);
+        write_volatile(&raw mut state.begin_lost, 0);
+        write_volatile(&raw mut state.covers, 0);
     }
     Some(state)
 }

@@ -4,12 +4,11 @@ use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_common::counter::Counter;
-use tracer_common::event::{Kind, ReplaceBeginRecord};
 use tracer_common::probe::Cookie;
 
 use super::{FIRST_ERROR, argument, cookie, follow, is_return, returned, size_bytes, size_is_wanted};
 use crate::counters::count;
-use crate::emit::{emit, emit_allocation, emit_release, header};
+use crate::emit::{emit_allocation, emit_gone};
 use crate::state::ThreadState;
 use crate::{stack, thread};
 
@@ -67,6 +66,9 @@ fn enter(context: &ProbeContext) -> bool {
     if cookie.out_pointer() {
         state.out_pointer = argument(context, 0);
     }
+    if cookie.is_mapping() {
+        state.covers = argument(context, 3) & MAP_FIXED;
+    }
     if size_is_wanted(state.size_bytes) {
         stack::take(context, cookie, registers, state);
     }
@@ -117,11 +119,5 @@ fn exit_cover(cookie: Cookie, returned: u64, state: &ThreadState) {
     if returned >= FIRST_ERROR {
         return;
     }
-    let record = ReplaceBeginRecord {
-        header: header(Kind::ReplaceBegin, cookie),
-        addr: state.old_addr,
-        length_bytes: state.size_bytes,
-    };
-    emit(record, Counter::ReplaceLost);
-    emit_release(cookie, state.old_addr);
+    emit_gone(cookie, state.old_addr, state.size_bytes);
 }

@@ -4,11 +4,11 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_common::counter::Counter;
-use tracer_common::event::{AllocateRecord, Kind, ReplaceBeginRecord};
+use tracer_common::event::{AllocateRecord, Kind};
 use tracer_common::probe::Cookie;
 
 use super::{argument, cookie, follow, is_return, returned, size_is_wanted};
-use crate::emit::{emit, emit_release, header};
+use crate::emit::{emit, emit_gone, header};
 use crate::maps::TARGETS;
 use crate::{stack, thread};
 
@@ -94,12 +94,6 @@ fn exit(cookie: Cookie, returned: u64, sp: u64) {
         }
     } else if state.size_bytes != 0 {
         let new_break = old_break.wrapping_add(state.size_bytes);
-        let record = ReplaceBeginRecord {
-            header: header(Kind::ReplaceBegin, cookie),
-            addr: new_break,
-            length_bytes: old_break - new_break,
-        };
-        emit(record, Counter::ReplaceLost);
-        emit_release(cookie, new_break);
+        emit_gone(cookie, new_break, old_break - new_break);
     }
 }

@@ -1,15 +1,16 @@
 //! Life of the targets: a thread that ends, an `exec`, a `fork`.
 
+use core::ptr::write_volatile;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::debug;
-use tracer_common::counter::Counter;
 use tracer_common::event::{Header, Kind};
 use tracer_common::probe::{Cookie, Function};
 
-use crate::emit::{emit, header, try_emit};
+use crate::emit::{header, try_emit};
 use crate::maps::TARGETS;
 use crate::thread;
 
@@ -24,13 +25,18 @@ pub fn thread_exit(_context: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(context: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: targets are written before programs are attached.
-    let Some(target) = (unsafe { TARGETS.get(tgid) }) else { return 0 };
+    let Some(target) = TARGETS.get_ptr_mut(tgid) else { return 0 };
     thread::forget_current();
     debug!(&context, "process {} called exec", tgid);
     let _ = context.as_ptr();
-    let header: Header = header(Kind::Exec, Cookie::new(Function::None, target.index as u16));
-    emit(header, Counter::ReplaceLost);
+    // SAFETY: an entry lives as long as its target is traced, and is written whole by user space alone.
+    let index = unsafe { (*target).index };
+    let header: Header = header(Kind::Exec, Cookie::new(Function::None, index as u16));
+    if !try_emit(header) {
+        // Nothing of the old program may stay in the books: told by another way.
+        // SAFETY: as above; a word of the entry that the kernel side alone sets.
+        unsafe { write_volatile(&raw mut (*target).exec_lost_ns, header.time_ns) };
+    }
     0
 }
 

@@ -4,11 +4,11 @@
 use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_common::counter::Counter;
-use tracer_common::event::{Kind, ReplaceBeginRecord, ReplaceEndRecord};
+use tracer_common::event::{Kind, ReplaceEndRecord};
 use tracer_common::probe::Cookie;
 
 use super::{FIRST_ERROR, argument, cookie, follow, is_return, returned, size_bytes, size_is_wanted};
-use crate::emit::{emit, emit_allocation, header};
+use crate::emit::{emit, emit_allocation, emit_begin, header};
 use crate::{lost, stack, thread};
 
 /// At the entry.
@@ -47,13 +47,9 @@ fn enter(context: &ProbeContext) -> bool {
     if cookie.size_argument().is_some() && size_is_wanted(state.size_bytes) {
         stack::take(context, cookie, registers, state);
     }
-    if state.old_addr != 0 {
-        let record = ReplaceBeginRecord {
-            header: header(Kind::ReplaceBegin, cookie),
-            addr: state.old_addr,
-            length_bytes: if cookie.has_old_length() { argument(context, 1) } else { 0 },
-        };
-        emit(record, Counter::ReplaceLost);
+    if old_addr != 0 {
+        let length_bytes = if cookie.has_old_length() { argument(context, 1) } else { 0 };
+        state.begin_lost = emit_begin(cookie, old_addr, length_bytes) as u64;
     }
     true
 }
@@ -80,7 +76,11 @@ fn exit(cookie: Cookie, returned: u64, sp: u64) {
     } else {
         returned
     };
-    if state.old_addr == 0 {
+    if state.begin_lost != 0 && !failed {
+        // What became of the old memory is told by begin and end together.
+        lost::mark(cookie, state.old_addr);
+    }
+    if state.old_addr == 0 || state.begin_lost != 0 {
         if addr != 0 && size_is_wanted(state.size_bytes) {
             emit_allocation(cookie, addr, state);
         }

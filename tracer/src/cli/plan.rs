@@ -10,7 +10,6 @@ use tracer_common::probe::Domain;
 use super::args::{OutputArgs, TraceArgs};
 use crate::exit::{Code, Failure};
 use crate::ledger::SizeLimits;
-use crate::probes::hooks::Purpose;
 use crate::report::{Filter, Format};
 
 /// What to trace.
@@ -51,8 +50,8 @@ pub struct TracePlan {
     pub max_stacks: Option<u32>,
     /// Hold each probe by a link of its own.
     pub single_links: bool,
-    /// What the probes are for.
-    pub purpose: Purpose,
+    /// Place probes that do nothing.
+    pub empty_probes: bool,
     /// No progress on standard error.
     pub quiet: bool,
 }
@@ -117,7 +116,7 @@ impl TracePlan {
             ring_bytes,
             max_stacks: args.max_stacks,
             single_links: args.single_links,
-            purpose: if args.empty_probes { Purpose::Measure } else { Purpose::Trace },
+            empty_probes: args.empty_probes,
             quiet: args.quiet,
         })
     }

@@ -94,7 +94,7 @@ type StackBytes = [u8; size_of::<Stack>()];
 #[derive(Clone, Copy)]
 struct TargetBytes(TargetEntry);
 
-// SAFETY: two u64 fields, no padding, every bit pattern is valid.
+// SAFETY: three u64 fields, no padding, every bit pattern is valid.
 unsafe impl Pod for TargetBytes {}
 
 /// The program by which a kernel's links are tried: a small one, of which a session can be made.
@@ -214,6 +214,11 @@ impl Kernel {
         self.targets
             .insert(tgid, TargetBytes(entry), 0)
             .map_err(|source| KernelError::Map { name: "TARGETS", source })
+    }
+
+    /// When process `tgid` called `exec` without our being told by a record; `None` when it did not.
+    pub fn lost_exec_ns(&self, tgid: u32) -> Option<u64> {
+        self.targets.get(&tgid, 0).ok().map(|entry| entry.0.exec_lost_ns).filter(|time_ns| *time_ns != 0)
     }
 
     /// Process `tgid` is gone.

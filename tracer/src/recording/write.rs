@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use lz4_flex::block::{compress_into, get_maximum_output_size};
 use serde::Serialize;
-use tracer_common::event::DoubtRecord;
+use tracer_common::event::{DoubtRecord, Header};
 
 use super::format::{
     EVENT_BATCH_BYTES, MAGIC, MAGIC_TAIL, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings, NamedPlace,
@@ -129,15 +129,17 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// As for [`Writer::event`].
     pub fn doubt(&mut self, doubt: &DoubtRecord) -> io::Result<()> {
-        let DoubtRecord { header, addr } = doubt;
-        let mut raw = [0; size_of::<DoubtRecord>()];
-        raw[0] = header.kind;
-        raw[1] = header.function;
-        raw[2..4].copy_from_slice(&header.target.to_le_bytes());
-        raw[4..8].copy_from_slice(&header.tid.to_le_bytes());
-        raw[8..16].copy_from_slice(&header.time_ns.to_le_bytes());
-        raw[16..].copy_from_slice(&addr.to_le_bytes());
+        let mut raw = header_bytes(&doubt.header).to_vec();
+        raw.extend(doubt.addr.to_le_bytes());
         self.event(&raw)
+    }
+
+    /// Appends an `exec` of which no record came.
+    ///
+    /// # Errors
+    /// As for [`Writer::event`].
+    pub fn exec(&mut self, header: &Header) -> io::Result<()> {
+        self.event(&header_bytes(header))
     }
 
     /// Keeps the names of code addresses.
@@ -243,4 +245,15 @@ fn invalid(message: String) -> io::Error {
 
 fn broken() -> io::Error {
     io::Error::other("the recording ended at an earlier write error")
+}
+
+/// A header as the kernel side writes it.
+fn header_bytes(header: &Header) -> [u8; size_of::<Header>()] {
+    let mut raw = [0; size_of::<Header>()];
+    raw[0] = header.kind;
+    raw[1] = header.function;
+    raw[2..4].copy_from_slice(&header.target.to_le_bytes());
+    raw[4..8].copy_from_slice(&header.tid.to_le_bytes());
+    raw[8..].copy_from_slice(&header.time_ns.to_le_bytes());
+    raw
 }

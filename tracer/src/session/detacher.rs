@@ -4,17 +4,19 @@ use std::any::Any;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
+type Links = Box<dyn Any + Send>;
+
 /// A thread that drops what it is given, in order.
 #[derive(Default)]
 pub struct Detacher {
-    thread: Option<(Sender<Box<dyn Any + Send>>, JoinHandle<()>)>,
+    thread: Option<(Sender<Links>, JoinHandle<()>)>,
 }
 
 impl Detacher {
     /// Drops `links` soon. Without a thread, at once.
     pub fn detach(&mut self, links: impl Any + Send) {
         if self.thread.is_none() {
-            let (sender, receiver) = channel::<Box<dyn Any + Send>>();
+            let (sender, receiver) = channel::<Links>();
             let body = move || receiver.into_iter().for_each(drop);
             let spawned = thread::Builder::new().name("memtrace-detach".to_owned()).spawn(body);
             self.thread = spawned.map(|handle| (sender, handle)).ok();

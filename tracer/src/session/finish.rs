@@ -120,7 +120,7 @@ impl Live<'_> {
 /// Share of events lost, percent.
 fn lost_pct(report: &Report) -> f64 {
     let lost = report.loss.events_lost as f64;
-    let seen = (report.totals.alloc_count + report.totals.free_count) as f64;
+    let seen = (report.totals.alloc_count + report.totals.unsure_count + report.totals.free_count) as f64;
     if lost == 0.0 { 0.0 } else { 100.0 * lost / (lost + seen) }
 }
 

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, interval_at};
 use tracer_common::config::Config;
 use tracer_common::counter::Counter;
+use tracer_common::event::{Header, Kind};
 
 use super::coverage;
 use super::detacher::Detacher;
@@ -24,6 +25,7 @@ use crate::collect::decode::Decoder;
 use crate::collect::order::{Orderer, Stamped};
 use crate::exit::Failure;
 use crate::model::{Event, Mode};
+use crate::probes::hooks::Purpose;
 use crate::probes::kernel::{Kernel, KernelLimits};
 use crate::recording::{RecordingHeader, Settings};
 use crate::target::Target;
@@ -124,7 +126,8 @@ impl<'a> Live<'a> {
     /// When the kernel refuses a probe without which frees would be missed.
     pub fn add(&mut self, target: Target) -> Result<(), Failure> {
         let index = u16::try_from(self.traced.len()).map_err(|_| Failure::usage("too many processes"))?;
-        let mut traced = Traced::new(target, index, Trace::new(self.plan.limits), self.plan.purpose);
+        let purpose = if self.plan.empty_probes { Purpose::Measure } else { Purpose::Trace };
+        let mut traced = Traced::new(target, index, Trace::new(self.plan.limits), purpose);
         let domains = self.plan.domains.as_deref();
         let notes = traced.instrument(&mut self.kernel, &mut self.shared, domains).map_err(|error| {
             Failure::not_ready(format!("{error:#}"), "`memtrace doctor -p PID` shows what would be probed")
@@ -373,9 +376,17 @@ impl<'a> Live<'a> {
         }
     }
 
-    /// Enters which blocks may be free although nobody said so. All records must have been taken.
+    /// Enters what could not be sent and left a mark instead: an `exec`, and which blocks may be free although
+    /// nobody said so. All records must have been taken.
     pub(super) fn enter_doubts(&mut self) -> anyhow::Result<()> {
-        let lost = [Counter::FreeLost, Counter::ReplaceLost, Counter::ThreadMapFull];
+        for index in 0..self.traced.len() {
+            let traced = &self.traced[index];
+            let lost_exec_ns = self.kernel.lost_exec_ns(traced.target.process.tgid);
+            if let Some(time_ns) = lost_exec_ns.filter(|_| !traced.has_ended) {
+                self.enter_lost_exec(index, time_ns);
+            }
+        }
+        let lost = [Counter::AllocationLost, Counter::FreeLost, Counter::ReplaceLost, Counter::ThreadMapFull];
         let counters = self.kernel.counters()?;
         if lost.iter().all(|counter| !counters.contains_key(counter)) {
             return Ok(());
@@ -387,9 +398,22 @@ impl<'a> Live<'a> {
             for doubt in &doubts {
                 traced.apply(&Event::Doubt(*doubt));
             }
-            self.record(|recorder| doubts.iter().try_for_each(|doubt| recorder.event(&doubt.to_bytes())));
+            self.record(|recorder| doubts.iter().try_for_each(|doubt| recorder.doubt(doubt)));
         }
         Ok(())
+    }
+
+    /// What was entered since is of the new program as of the old: all of it goes.
+    fn enter_lost_exec(&mut self, index: usize, time_ns: u64) {
+        let target = self.traced[index].index;
+        let header = Header { kind: Kind::Exec as u8, target, time_ns, ..Header::default() };
+        self.exec(index);
+        self.traced[index].apply(&Event::Exec(header));
+        self.record(|recorder| recorder.exec(&header));
+        self.note(format!(
+            "process {} called exec when the ring was full: its figures begin later than its program",
+            self.traced[index].target.process.tgid
+        ));
     }
 }
 

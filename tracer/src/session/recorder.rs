@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use tracer_common::event::{DoubtRecord, Header};
 
 use crate::model::{Mapping, Module, Target};
 use crate::recording::{NamedPlace, RecordingHeader, Trailer, Writer};
@@ -68,6 +69,24 @@ impl Recorder {
     /// When the file cannot be written.
     pub fn event(&mut self, record: &[u8]) -> anyhow::Result<()> {
         let result = self.writer.event(record);
+        self.wrote(result)
+    }
+
+    /// Appends what user space has found in the marks of lost frees.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn doubt(&mut self, doubt: &DoubtRecord) -> anyhow::Result<()> {
+        let result = self.writer.doubt(doubt);
+        self.wrote(result)
+    }
+
+    /// Appends an `exec` of which no record came.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn exec(&mut self, header: &Header) -> anyhow::Result<()> {
+        let result = self.writer.exec(header);
         self.wrote(result)
     }
 

@@ -59,6 +59,8 @@ pub struct Traced {
     loaded_mappings: HashSet<(u64, u64, u32)>,
     loaded_keys: Vec<u64>,
     own_pages: OwnPages,
+    /// What the kernel side was told of the process.
+    entry: Option<TargetEntry>,
 }
 
 impl Traced {
@@ -77,6 +79,7 @@ impl Traced {
             loaded_mappings: HashSet::new(),
             loaded_keys: Vec::new(),
             own_pages: OwnPages::default(),
+            entry: None,
         }
     }
 
@@ -103,11 +106,13 @@ impl Traced {
             .collect();
         let modules = self.target.mappings.modules();
         let tgid = self.target.process.tgid;
-        let entry = TargetEntry {
-            index: self.index.into(),
-            current_break_addr: self.target.current_break_addr().unwrap_or(0),
-        };
-        kernel.set_target(tgid, entry)?;
+        let current_break_addr = self.target.current_break_addr().unwrap_or(0);
+        let entry = TargetEntry { index: self.index.into(), current_break_addr, exec_lost_ns: 0 };
+        // The kernel side writes into the entry: it is not written anew without need.
+        if self.entry != Some(entry) {
+            kernel.set_target(tgid, entry)?;
+            self.entry = Some(entry);
+        }
         let attachee = Attachee { tgid, index: self.index, purpose: self.purpose };
         let skipped = self.links.attach(kernel, attachee, &sites, |module| {
             let module = modules.get(module as usize)?;
@@ -195,6 +200,7 @@ impl Traced {
         kernel.forget_stacks();
         self.forget_rows(kernel);
         self.own_pages.clear();
+        self.entry = None;
         self.target.rediscover()?;
         self.instrument(kernel, shared, domains)
     }

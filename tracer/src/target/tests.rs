@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -119,7 +120,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn module_named<'a>(target: &'a Target, path: &Path) -> Option<&'a MappedFile> {
+fn module_named<'a>(target: &'a Target, path: &Path) -> Option<&'a Arc<MappedFile>> {
     let path = path.to_str().unwrap();
     target.mappings.modules().iter().find(|mapped| mapped.module.path == path)
 }
