@@ -294,12 +294,15 @@ fn a_parent_sees_its_child_stop_and_go_on() {
         r#"
         static void *wait_for_ever(void *unused) { for (;;) pause(); }
         int main(void) {
-            int status;
+            int status, go_on[2];
+            char byte;
+            pipe(go_on);
             pid_t child = fork();
             if (child == 0) {
                 pthread_t thread;
                 pthread_create(&thread, 0, wait_for_ever, 0);
                 raise(SIGSTOP);
+                read(go_on[0], &byte, 1);
                 _exit(6);
             }
             if (waitpid(child, &status, WUNTRACED) != child || !WIFSTOPPED(status)) return 1;
@@ -307,6 +310,7 @@ fn a_parent_sees_its_child_stop_and_go_on() {
             if (waitpid(child, &status, WNOHANG | WCONTINUED) != 0) return 3;
             kill(child, SIGCONT);
             if (waitpid(child, &status, WCONTINUED) != child || !WIFCONTINUED(status)) return 4;
+            write(go_on[1], "", 1);
             return end_of(child) != 6;
         }"#,
     );
