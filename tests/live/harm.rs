@@ -5,6 +5,9 @@
 //! times at least, it is killed.
 
 use memtrace_tests::harness::{Frames, Language, Memtrace, Target, as_root, program};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
@@ -26,6 +29,47 @@ fn busy_target() -> Target {
 /// The target tries for a second.
 fn pair_ns(target: &mut Target) -> u64 {
     target.ask("pair")[1].parse().expect("nanoseconds")
+}
+
+/// Addresses in executable mappings of files at which the target's memory is not what its file says: that is
+/// where breakpoints are.
+fn breakpoints(pid: &str) -> Vec<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut found = Vec::new();
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        if !words[1].contains('x') || !words.get(5).is_some_and(|path| path.starts_with('/')) {
+            continue;
+        }
+        let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        let (start, end) = words[0].split_once('-').unwrap();
+        let (start, offset) = (number(start), number(words[2]));
+        let mut mapped = vec![0; usize::try_from(number(end) - start).unwrap()];
+        memory.read_exact_at(&mut mapped, start).unwrap();
+        let mut in_file = Vec::new();
+        let mut file = File::open(words[5]).unwrap();
+        file.seek(SeekFrom::Start(offset)).unwrap();
+        file.take(mapped.len() as u64).read_to_end(&mut in_file).unwrap();
+        let differs = mapped.iter().zip(&in_file).enumerate().filter(|(_, (memory, file))| memory != file);
+        found.extend(differs.map(|(index, _)| start + index as u64));
+    }
+    found
+}
+
+/// The target is as fast as without memtrace, and no breakpoint is left in it.
+#[track_caller]
+fn expect_untouched(target: &mut Target, when: &str) {
+    let pid = target.pid().to_string();
+    let ns = pair_ns(target);
+    let left = breakpoints(&pid);
+    assert!(
+        left.is_empty(),
+        "{} breakpoints, the first at {:#x}, {when}; {ns} ns a pair",
+        left.len(),
+        left[0]
+    );
+    assert!(ns < FULL_SPEED_NS, "a pair takes {ns} ns {when}, without a breakpoint");
 }
 
 /// All of the target's own sums are right, and it has gone on making children.
@@ -54,13 +98,13 @@ fn attaching_and_detaching_again_and_again_does_no_harm() {
         if cycle % 10 == 0 {
             let traced_ns = pair_ns(&mut target);
             assert!(traced_ns > FULL_SPEED_NS, "a pair takes {traced_ns} ns: is it traced?");
+            assert!(breakpoints(&pid).len() > 10, "nothing is probed");
         }
         let stopped = Instant::now();
         session.stop().expect_code(0);
         detach.push(stopped.elapsed());
         of_processor.push(processor_time_of_children() - processor_before);
-        let ns = pair_ns(&mut target);
-        assert!(ns < FULL_SPEED_NS, "a pair takes {ns} ns after cycle {cycle}");
+        expect_untouched(&mut target, &format!("after cycle {cycle}"));
         children = expect_right(&mut target, children);
     }
     target.quit();
@@ -146,11 +190,7 @@ fn killing_memtrace_at_any_moment_does_no_harm() {
         // One that was about to end may have ended by itself.
         let status = session.kill().status;
         killed[phase as usize] += usize::from(status.signal() == Some(libc::SIGKILL));
-        let ns = pair_ns(&mut target);
-        assert!(
-            ns < FULL_SPEED_NS,
-            "{ns} ns a pair after kill {number}, {phase:?} {moment:?}, seed {SEED:#x}"
-        );
+        expect_untouched(&mut target, &format!("after kill {number}, {phase:?} {moment:?}, seed {SEED:#x}"));
         children = expect_right(&mut target, children);
     }
     target.quit();
