@@ -12,6 +12,7 @@ use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink,
 use thiserror::Error;
 use tracer_common::probe::{Action, Cookie, Function};
 
+use super::holder::Holder;
 use super::hooks::{Hook, Purpose};
 use super::kernel::{Kernel, KernelError};
 use super::multi::Sites;
@@ -63,7 +64,7 @@ fn arguments_read(function: Function) -> u8 {
     }
 }
 
-/// Attached probes. Dropping it takes them away, the last first.
+/// Attached probes. Dropping it takes them away.
 #[derive(Default)]
 pub struct Links {
     links: Vec<Link>,
@@ -251,7 +252,15 @@ pub struct Broom(#[expect(dead_code, reason = "held to be dropped")] Vec<OwnedFd
 
 impl Drop for Links {
     fn drop(&mut self) {
+        if self.links.is_empty() {
+            return;
+        }
+        // Closed here, the links are still the holder's: it lets go of them, whatever happens to this process.
+        let holder = Holder::new().inspect_err(|error| log::info!("probes are taken away here: {error}"));
         while self.links.pop().is_some() {}
+        if let Ok(holder) = holder {
+            holder.end();
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod attach;
 mod batch;
+mod holder;
 pub mod hooks;
 pub mod kernel;
 pub mod lost;
