@@ -211,6 +211,7 @@ const NO_ARGUMENT: u64 = 15;
 /// | 37 | the function may throw: it has no return probe, its end is seen at its `ret` instructions |
 /// | 38 | the block stays where it is; the result is its new size |
 /// | 39 | argument 0 is the new program break, not by how much it moves |
+/// | 40 | the program break moves |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
 
@@ -232,8 +233,8 @@ impl Cookie {
             Action::Unmap => (NO_ARGUMENT, None, 0b1110),
             Action::Remap => (2, None, 0b1110),
             Action::ResizeInPlace => (1, None, 0b100_1000),
-            Action::MoveBreak => (0, None, 0b0010),
-            Action::SetBreak => (0, None, 0b1000_0010),
+            Action::MoveBreak => (0, None, 0b1_0000_0010),
+            Action::SetBreak => (0, None, 0b1_1000_0010),
             Action::Throw => (NO_ARGUMENT, None, 0),
         };
         let count = match count {
@@ -303,6 +304,11 @@ impl Cookie {
         self.0 >> 38 & 1 != 0
     }
 
+    /// Whether the program break moves.
+    pub const fn moves_break(self) -> bool {
+        self.0 >> 40 & 1 != 0
+    }
+
     /// Whether argument 0 is the new program break itself.
     pub const fn sets_break(self) -> bool {
         self.0 >> 39 & 1 != 0
@@ -361,6 +367,7 @@ mod tests {
             assert_eq!(cookie.may_throw(), *function == Function::OperatorNew);
             assert_eq!(cookie.in_place(), *function == Function::Xallocx);
             assert_eq!(cookie.sets_break(), *function == Function::Brk);
+            assert_eq!(cookie.moves_break(), matches!(function, Function::Brk | Function::Sbrk));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Functions that return a new block, and `mmap`.
+//! Functions that return a new block, `mmap`, and those that move the program break.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::macros::{uprobe, uretprobe};
@@ -6,7 +6,9 @@ use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 use tracer_common::counter::Counter;
 use tracer_common::probe::Cookie;
 
-use super::{FIRST_ERROR, argument, cookie, follow, is_return, returned, size_bytes, size_is_wanted};
+use super::{
+    FIRST_ERROR, argument, cookie, follow, is_return, move_break, returned, size_bytes, size_is_wanted,
+};
 use crate::counters::count;
 use crate::emit::{emit_allocation, emit_gone};
 use crate::state::ThreadState;
@@ -55,19 +57,27 @@ pub fn allocate_leave(context: ProbeContext) -> u32 {
 fn enter(context: &ProbeContext) -> bool {
     let cookie = cookie(context);
     let registers = thread::registers(context.regs);
-    if cookie.is_mapping() {
+    if cookie.moves_break() {
+        // sbrk(0) only asks where the break is.
+        if argument(context, 0) == 0 {
+            return false;
+        }
+    } else if cookie.is_mapping() {
         let flags = argument(context, 3);
         if flags & MAP_ANONYMOUS == 0 {
             return flags & MAP_FIXED != 0 && enter_cover(context, cookie, registers.sp);
         }
     }
     let Some(state) = thread::begin(context, cookie, registers.sp, 0) else { return false };
-    state.size_bytes = size_bytes(context, cookie);
-    if cookie.out_pointer() {
-        state.out_pointer = argument(context, 0);
-    }
-    if cookie.is_mapping() {
-        state.covers = argument(context, 3) & MAP_FIXED;
+    if cookie.moves_break() {
+        move_break::enter(context, cookie, state);
+    } else {
+        state.size_bytes = size_bytes(context, cookie);
+        if cookie.out_pointer() {
+            state.out_pointer = argument(context, 0);
+        } else if cookie.is_mapping() {
+            state.covers = argument(context, 3) & MAP_FIXED;
+        }
     }
     if size_is_wanted(state.size_bytes) {
         stack::take(context, cookie, registers, state);
@@ -90,6 +100,9 @@ fn enter_cover(context: &ProbeContext, cookie: Cookie, sp: u64) -> bool {
 #[inline(always)]
 fn exit(cookie: Cookie, returned: u64, sp: u64) {
     let Some(state) = thread::end(cookie, sp) else { return };
+    if cookie.moves_break() {
+        return move_break::exit(cookie, returned, state);
+    }
     if cookie.is_mapping() && state.old_addr != 0 {
         return exit_cover(cookie, returned, state);
     }

@@ -29,8 +29,6 @@ pub enum Hook {
     ReleaseExit,
     /// Ends calls that give a block back for another.
     ReplaceExit,
-    /// Ends calls that move the program break.
-    MoveBreakExit,
     /// Ends calls that an exception leaves.
     Throw,
     /// Begins calls that give a block back.
@@ -41,10 +39,6 @@ pub enum Hook {
     ReplaceEnter,
     /// Begins and ends them.
     Replace,
-    /// Begins calls that move the program break.
-    MoveBreakEnter,
-    /// Begins and ends them.
-    MoveBreak,
     /// Begins calls that return a block.
     AllocateEnter,
     /// Begins and ends them.
@@ -69,14 +63,11 @@ impl Hook {
             Self::AllocateLeave => "allocate_leave",
             Self::ReleaseExit => "release_exit",
             Self::ReplaceExit => "replace_exit",
-            Self::MoveBreakExit => "move_break_exit",
             Self::Throw => "throw_enter",
             Self::ReleaseEnter => "release_enter",
             Self::Release => "release",
             Self::ReplaceEnter => "replace_enter",
             Self::Replace => "replace",
-            Self::MoveBreakEnter => "move_break_enter",
-            Self::MoveBreak => "move_break",
             Self::AllocateEnter => "allocate_enter",
             Self::Allocate => "allocate",
             Self::EmptyExit => "empty_exit",
@@ -88,14 +79,8 @@ impl Hook {
     /// How it is linked.
     pub const fn kind(self) -> LinkKind {
         match self {
-            Self::AllocateExit
-            | Self::ReleaseExit
-            | Self::ReplaceExit
-            | Self::MoveBreakExit
-            | Self::EmptyExit => LinkKind::Return,
-            Self::Allocate | Self::Release | Self::Replace | Self::MoveBreak | Self::Empty => {
-                LinkKind::Session
-            }
+            Self::AllocateExit | Self::ReleaseExit | Self::ReplaceExit | Self::EmptyExit => LinkKind::Return,
+            Self::Allocate | Self::Release | Self::Replace | Self::Empty => LinkKind::Session,
             _ => LinkKind::Entry,
         }
     }
@@ -111,7 +96,6 @@ impl Hook {
             Self::Allocate => Some([Self::AllocateExit, Self::AllocateEnter]),
             Self::Release => Some([Self::ReleaseExit, Self::ReleaseEnter]),
             Self::Replace => Some([Self::ReplaceExit, Self::ReplaceEnter]),
-            Self::MoveBreak => Some([Self::MoveBreakExit, Self::MoveBreakEnter]),
             Self::Empty => Some([Self::EmptyExit, Self::EmptyEnter]),
             _ => None,
         }
@@ -126,13 +110,10 @@ impl Hook {
             (Self::Empty, Self::EmptyEnter, Self::EmptyLeave)
         } else {
             match function.action() {
-                Action::Allocate { .. } | Action::Map => {
+                Action::Allocate { .. } | Action::Map | Action::MoveBreak | Action::SetBreak => {
                     (Self::Allocate, Self::AllocateEnter, Self::AllocateLeave)
                 }
                 Action::Release => (Self::Release, Self::ReleaseEnter, Self::AllocateLeave),
-                Action::MoveBreak | Action::SetBreak => {
-                    (Self::MoveBreak, Self::MoveBreakEnter, Self::AllocateLeave)
-                }
                 Action::Throw => (Self::Throw, Self::Throw, Self::Throw),
                 Action::Resize { .. } | Action::ResizeInPlace | Action::Unmap | Action::Remap => {
                     (Self::Replace, Self::ReplaceEnter, Self::AllocateLeave)
@@ -179,7 +160,7 @@ mod tests {
         assert_eq!(of(Function::CxaThrow), [Hook::Throw]);
         assert!(Hook::AllocateExit < Hook::ReleaseEnter && Hook::AllocateLeave < Hook::ReleaseEnter);
         assert!(Hook::Release < Hook::AllocateEnter && Hook::Replace < Hook::Allocate);
-        assert_eq!(Hook::of(Function::Sbrk, Purpose::Trace, true), [Hook::MoveBreak]);
+        assert_eq!(Hook::of(Function::Sbrk, Purpose::Trace, true), [Hook::Allocate]);
         assert_eq!(Hook::of(Function::Malloc, Purpose::Count, true), [Hook::Count]);
     }
 }
