@@ -8,6 +8,8 @@ use std::ptr;
 
 use super::LaunchError;
 
+/// Tells the child to execute the command.
+const EXECUTE: u8 = b'g';
 /// Tells the child to leave instead of executing the command.
 const ABANDON: u8 = b'x';
 
@@ -48,9 +50,11 @@ pub(super) struct Held {
 
 impl Held {
     /// Lets the child execute the command.
-    pub(super) fn execute(self) -> Released {
-        // The child takes the end of the pipe as its sign, so that it also goes on if memtrace dies.
-        drop(self.go);
+    pub(super) fn execute(mut self) -> Released {
+        // The child takes the end of the pipe as its sign too, so that it goes on if memtrace dies. It is not
+        // enough here: another child, forked meanwhile and not let go yet, has that end of the pipe as well.
+        // A failure means that the child is gone already.
+        let _ = self.go.write_all(&[EXECUTE]);
         Released { failure: self.failure }
     }
 

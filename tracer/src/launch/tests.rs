@@ -136,6 +136,21 @@ fn exit_codes_and_signals_are_told() {
 }
 
 #[test]
+fn children_that_are_forked_at_once_do_not_wait_for_each_other() {
+    // The second has a copy of the pipe that lets the first go, and keeps it as long as it waits itself.
+    let arguments = child::Arguments::new(&arguments(&["true"])).unwrap();
+    let first = child::fork(&arguments).unwrap();
+    let second = child::fork(&arguments).unwrap();
+    let tgid = first.tgid;
+    let released = first.execute();
+    assert_eq!(ptrace::wait(tgid).unwrap(), ptrace::Change::Ended(Ended::Code(0)));
+    drop(released);
+    let tgid = second.tgid;
+    second.abandon();
+    assert_eq!(ptrace::wait(tgid).unwrap(), ptrace::Change::Ended(Ended::Code(0)));
+}
+
+#[test]
 fn missing_and_unusable_commands_differ() {
     let error = |command: &str| launch(&arguments(&[command]), false).unwrap_err();
     for missing in ["no-such-command-anywhere", "/no/such/file", "/dev/null/x"] {
