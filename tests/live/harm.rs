@@ -57,7 +57,8 @@ fn breakpoints(pid: &str) -> Vec<u64> {
     found
 }
 
-/// The target is as fast as without memtrace, and no breakpoint is left in it.
+/// The target is as fast as without memtrace, and no breakpoint is left in it, be it a moment later: who kills
+/// memtrace while it detaches does not wait for that.
 #[track_caller]
 fn expect_untouched(target: &mut Target, when: &str) {
     let pid = target.pid().to_string();
