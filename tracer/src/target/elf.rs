@@ -229,13 +229,20 @@ impl Elf {
             SymbolTable::Full => &[],
         };
         let mut found: Vec<(Symbol, bool)> = Vec::new();
+        let mut source_file = true;
         for (index, symbol) in symbols.iter().enumerate() {
+            if symbol.st_type() == elf::STT_FILE {
+                source_file = string_at(strings, symbol.st_name(LittleEndian)) != Some("");
+            }
             let Some((name, mut is_default)) = symbol_name(symbol, strings, &wanted) else {
                 continue;
             };
-            let Some(symbol) = defined(symbol, name) else {
+            let Some(mut symbol) = defined(symbol, name) else {
                 continue;
             };
+            // GNU ld puts what it has made local itself, as it does in position-independent static
+            // programs, behind a source file without a name.
+            symbol.is_local &= source_file;
             if let Some(version) = versions.get(index * 2..index * 2 + 2) {
                 is_default = u16::from_le_bytes([version[0], version[1]]) & VERSYM_HIDDEN == 0;
             }

@@ -1,5 +1,7 @@
 //! Against real processes, built with `cc` where they must offer something particular.
 
+mod allocators;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
