@@ -5,7 +5,7 @@
 //! What cannot be followed makes the whole answer an error: a call whose end is not seen must not begin.
 //! A part that only an exception leads to and that lies apart from its function is not found.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
@@ -25,8 +25,9 @@ const MAX_CODE_BYTES: u64 = 64 << 10;
 /// Most `ret` instructions that are probed for one function.
 const MAX_RETS: usize = 64;
 
-/// Most instructions that are read on the way to a function's first branch.
-const MAX_STRAIGHT: usize = 64;
+/// Most instructions that are walked to see whether a function calls another. libstdc++'s longest operator
+/// new has 40.
+const MAX_WALKED: usize = 400;
 
 /// Longest stub of a linkage table, bytes: `endbr64`, `bnd jmp`.
 const STUB_BYTES: u64 = 16;
@@ -86,24 +87,63 @@ impl<'a> Code<'a> {
     /// The probed function that the one at `vaddr` is nothing but a jump to, and its address where that is
     /// in this file.
     pub(super) fn jump_to(&self, vaddr: u64) -> Option<(Function, Option<u64>)> {
-        let mut leads = self.straight_line(vaddr).skip_while(is_padding);
-        let first = leads.next()?;
+        let code = self.elf.bytes_at_vaddr(vaddr, STUB_BYTES)?;
+        let mut decoder = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE);
+        let first = decoder.iter().find(|instruction| !is_padding(instruction))?;
         let is_jump =
             matches!(first.flow_control(), FlowControl::UnconditionalBranch | FlowControl::IndirectBranch);
         if is_jump { self.probed(&self.destination(&first)?) } else { None }
     }
 
-    /// The probed function that every call of the one at `vaddr` comes to before any branch.
-    pub(super) fn comes_to(&self, vaddr: u64) -> Option<Function> {
-        let branch = self.straight_line(vaddr).find(|i| i.flow_control() != FlowControl::Next)?;
-        let goes_on = matches!(
-            branch.flow_control(),
-            FlowControl::Call
-                | FlowControl::IndirectCall
-                | FlowControl::UnconditionalBranch
-                | FlowControl::IndirectBranch
-        );
-        if goes_on { self.probed(&self.destination(&branch)?).map(|(function, _)| function) } else { None }
+    /// A probed function for which `counts`, when no call of the one at `vaddr` ends without having called
+    /// one. An exception that it throws before is no end.
+    pub(super) fn always_calls(&self, vaddr: u64, counts: impl Fn(Function) -> bool) -> Option<Function> {
+        let mut found = None;
+        let mut seen = HashSet::new();
+        let mut left = vec![vaddr];
+        while let Some(start) = left.pop() {
+            let extent = self.extents.around(start)?;
+            let code = self.elf.bytes_at_vaddr(start, extent.end.checked_sub(start)?)?;
+            for instruction in &mut Decoder::with_ip(64, code, start, DecoderOptions::NONE) {
+                if instruction.is_invalid() || seen.len() > MAX_WALKED {
+                    return None;
+                }
+                if !seen.insert(instruction.ip()) {
+                    break;
+                }
+                let flow = instruction.flow_control();
+                let destination = match flow {
+                    FlowControl::Next => continue,
+                    FlowControl::Return => return None,
+                    FlowControl::IndirectCall => self.destination(&instruction),
+                    FlowControl::Interrupt | FlowControl::Exception => break,
+                    _ => Some(self.destination(&instruction)?),
+                };
+                let called = destination.as_ref().and_then(|destination| self.probed(destination));
+                match called.map(|(function, _)| function) {
+                    Some(function) if counts(function) => {
+                        found = Some(function);
+                        break;
+                    }
+                    Some(Function::CxaThrow) => break,
+                    _ => {}
+                }
+                match (flow, destination) {
+                    (FlowControl::Call | FlowControl::IndirectCall, _) => {}
+                    (FlowControl::ConditionalBranch, Some(Destination::Here(target))) => left.push(target),
+                    (FlowControl::UnconditionalBranch | FlowControl::IndirectBranch, Some(to)) => {
+                        match to {
+                            Destination::Here(target) => left.push(target),
+                            Destination::Elsewhere(name) if NEVER_RETURN.contains(&name.as_str()) => {}
+                            Destination::Elsewhere(_) => return None,
+                        }
+                        break;
+                    }
+                    _ => return None,
+                }
+            }
+        }
+        found
     }
 
     /// Addresses of the `ret` instructions that can end a call of the function at `vaddr`, sorted.
@@ -120,13 +160,6 @@ impl<'a> Code<'a> {
             return Err("it has no ret instruction".into());
         }
         Ok(search.rets.into_iter().collect())
-    }
-
-    fn straight_line(&self, vaddr: u64) -> impl Iterator<Item = Instruction> + '_ {
-        let len = self.extents.around(vaddr).map_or(STUB_BYTES, |extent| extent.end - vaddr);
-        let code = self.elf.bytes_at_vaddr(vaddr, len).unwrap_or_default();
-        let decoder = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE);
-        decoder.into_iter().take(MAX_STRAIGHT).take_while(|instruction| !instruction.is_invalid())
     }
 
     /// Where a branch or call leads, through the file's linkage table.

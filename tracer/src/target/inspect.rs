@@ -10,21 +10,11 @@ use super::c_library::{self, CLibrary};
 use super::cpython::{self, CPython};
 use super::elf::{Elf, ElfError, Symbol, SymbolKind, SymbolTable};
 use super::exits::Code;
-use super::names::{self, function_of};
+use super::names::{self, Families, function_of};
 use super::unnamed;
 
 /// Bytes of a function that are kept, for placing its probe.
 const MAX_CODE_BYTES: u64 = 256;
-
-/// Symbols by which allocators other than the C library's are known, besides jemalloc's own
-/// ([`names::jemalloc_prefixes`]). Every build of gperftools' and Google's tcmalloc and of mimalloc 1 to 3
-/// has them; a program in which what is not used was left out has `mi_free` at least.
-const ALLOCATOR_MARKS: &[(&str, &str)] = &[
-    ("tc_malloc", "tcmalloc"),
-    ("TCMallocInternalMalloc", "tcmalloc"),
-    ("mi_malloc", "mimalloc"),
-    ("mi_free", "mimalloc"),
-];
 
 /// Symbols by which the allocator of a static program is known: internals of glibc's malloc, and of
 /// musl's (`mallocng` since 1.2.1, before it `oldmalloc`).
@@ -43,7 +33,7 @@ const PROGRAM_BREAK: &str = "__curbrk";
 
 /// Every name that is looked up although it is no function's, so that a symbol table is read once.
 static MARKS: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
-    let marks = ALLOCATOR_MARKS.iter().chain(STATIC_ALLOCATOR_MARKS).map(|(name, _)| *name);
+    let marks = STATIC_ALLOCATOR_MARKS.iter().map(|(name, _)| *name);
     marks
         .chain([LOADER_MARK, PROGRAM_BREAK])
         .chain(c_library::SYMBOLS.iter().copied())
@@ -128,20 +118,17 @@ impl Inspected {
 pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) -> Result<Inspected, ElfError> {
     let elf = Elf::open(file)?;
     let is_static_program = is_program && elf.interpreter().is_none();
-    let wanted =
-        |name: &str| function_of(name).is_some() || MARKS.contains(name) || names::hints_at_jemalloc(name);
+    let wanted = |name: &str| function_of(name).is_some() || MARKS.contains(name) || names::is_sign(name);
     let exported = elf.symbols(SymbolTable::Exported, wanted)?;
     let full = elf.symbols(SymbolTable::Full, wanted)?;
     // musl's loader, called by hand to run a program, exports it although it asks for no loader.
     let is_closed = is_static_program && !is_named(&exported, Function::Malloc.symbol());
-    let prefixes = names::jemalloc_prefixes(code_names(exported.iter().chain(&full)));
-    let family = |name: &str| prefixes.iter().find_map(|prefix| names::jemalloc_function(prefix, name));
-    let hidden = Hidden::new(&exported, &full);
+    let families = Families::new(exported.iter().chain(&full).map(|symbol| symbol.name.as_str()));
+    // A function of one source file may bear any plain name.
     let counts = |symbol: &Symbol| {
         !symbol.is_local
             || names::is_operator(&symbol.name)
-            || (hidden.jemalloc && family(&symbol.name).is_some())
-            || (hidden.mimalloc && names::is_mimalloc(&symbol.name))
+            || families.own_function_of(&symbol.name).is_some()
             || (is_closed && is_static_mark(&symbol.name))
     };
     let mut symbols = exported;
@@ -149,25 +136,20 @@ pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) ->
     let libc = if is_closed { None } else { CLibrary::find(&elf, &symbols) };
     let cpython = CPython::find(&elf, &symbols, path, module)?;
     // Only now is it known by what prefix jemalloc's plainer names are to be looked for.
-    if prefixes.iter().any(|prefix| !prefix.is_empty()) {
+    if families.has_prefix() {
         for table in [SymbolTable::Exported, SymbolTable::Full] {
-            extend(&mut symbols, elf.symbols(table, |name| family(name).is_some())?, |symbol| {
-                !symbol.is_local || function_of(&symbol.name).is_none()
-            });
+            let plainer = |name: &str| families.own_function_of(name).is_some();
+            extend(&mut symbols, elf.symbols(table, plainer)?, |_| true);
         }
     }
-    let marked = |marks: &[(&str, &'static str)]| {
-        let mut found = marks.iter().filter(|(name, _)| is_named(&symbols, name));
-        found.next().map(|(_, allocator)| *allocator)
-    };
-    let mut allocators = Vec::new();
-    allocators.extend((!prefixes.is_empty()).then_some("jemalloc"));
-    allocators.extend(marked(ALLOCATOR_MARKS));
-    allocators.extend(marked(STATIC_ALLOCATOR_MARKS).filter(|_| is_closed));
+    let mut allocators: Vec<&'static str> = families.allocators().collect();
+    if is_closed {
+        let mark = STATIC_ALLOCATOR_MARKS.iter().find(|(name, _)| is_named(&symbols, name));
+        allocators.extend(mark.map(|(_, allocator)| *allocator));
+    }
     let is_loader = libc.is_none() && is_named(&symbols, LOADER_MARK);
     let break_vaddr = symbols.iter().find(|symbol| symbol.name == PROGRAM_BREAK).map(|symbol| symbol.vaddr);
-    let found =
-        |symbol: &Symbol| found(&elf, symbol, function_of(&symbol.name).or_else(|| family(&symbol.name))?);
+    let found = |symbol: &Symbol| found(&elf, symbol, families.function_of(&symbol.name)?);
     let mut inspected = Inspected {
         functions: symbols.iter().filter_map(found).collect(),
         libc,
@@ -197,32 +179,6 @@ fn extend(symbols: &mut Vec<Symbol>, more: Vec<Symbol>, counts: impl Fn(&Symbol)
             symbols.push(symbol);
         }
     }
-}
-
-/// Whether allocators are in the file that it exports nothing of, as in a library with a list of what it
-/// exports: their functions are local then.
-struct Hidden {
-    jemalloc: bool,
-    mimalloc: bool,
-}
-
-impl Hidden {
-    fn new(exported: &[Symbol], full: &[Symbol]) -> Self {
-        let is_local = |name: &str| {
-            let mut named = full.iter().filter(|symbol| symbol.name == name);
-            named.any(|symbol| symbol.is_local && symbol.kind == SymbolKind::Function)
-        };
-        Self {
-            jemalloc: !is_named(exported, "malloc") && is_local("malloc") && is_local("mallocx"),
-            mimalloc: !is_named(exported, "mi_free")
-                && is_local("mi_free")
-                && (is_local("mi_malloc") || is_local("mi_malloc_aligned")),
-        }
-    }
-}
-
-fn code_names<'a>(symbols: impl Iterator<Item = &'a Symbol>) -> impl Iterator<Item = &'a str> {
-    symbols.filter(|symbol| symbol.kind == SymbolKind::Function).map(|symbol| symbol.name.as_str())
 }
 
 fn is_named(symbols: &[Symbol], name: &str) -> bool {
@@ -265,7 +221,7 @@ fn look_into(elf: &Elf, functions: &mut [FoundFunction]) -> Result<(), ElfError>
         found.seen_by = match jump {
             Some((to, vaddr)) => Some(SeenBy { function: to, vaddr }),
             None if is_operator => {
-                let to = code.comes_to(vaddr).filter(|to| does_the_same(function, *to));
+                let to = code.always_calls(vaddr, |to| does_the_same(function, to));
                 to.map(|function| SeenBy { function, vaddr: None })
             }
             None => None,

@@ -6,7 +6,7 @@
 //! list: half of such a family would give false rows. Nor are those of several sizes that may throw
 //! (`mi_new_n`), for which there is no function.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use tracer_common::probe::Function::{
@@ -201,15 +201,22 @@ const JEMALLOC: &[(&str, Function)] = &[
     ("sdallocx", Sdallocx),
 ];
 
-/// Those of jemalloc's names that no other library has: two of them with the same prefix are jemalloc.
+/// Those of jemalloc's functions that no other library has, and what else it has in every build. Functions
+/// called `leak_mallocx` and `leak_rallocx` make no jemalloc: two of the first with the same prefix and one
+/// of the others are.
 const JEMALLOC_OWN: &[&str] = &["mallocx", "rallocx", "xallocx", "dallocx", "sdallocx"];
+const JEMALLOC_SIGNS: &[&str] = &["mallctl", "malloc_conf", "malloc_message"];
+
+/// What mimalloc has in every build: the first is exported, the second shows in full symbol tables.
+const MIMALLOC_SIGNS: &[&str] = &["mi_version", "_mi_os_init"];
 
 static BY_NAME: LazyLock<HashMap<&'static str, Function>> = LazyLock::new(|| {
     let own = Function::ALL.iter().map(|function| (function.symbol(), *function));
     OTHER_NAMES.iter().copied().chain(own).collect()
 });
 
-/// The function that a symbol of this name is.
+/// The function that a symbol of this name is, in a file with the allocators of the standard names or of
+/// this one.
 pub(super) fn function_of(name: &str) -> Option<Function> {
     BY_NAME.get(name).copied()
 }
@@ -219,33 +226,75 @@ pub(super) fn is_operator(name: &str) -> bool {
     ["_Zn", "_Zd", "__size_returning_new"].iter().any(|start| name.starts_with(start))
 }
 
-/// Whether the name is one of mimalloc's.
-pub(super) fn is_mimalloc(name: &str) -> bool {
-    name.starts_with("mi_")
+/// Whether the name has something to tell of [`Families`].
+pub(super) fn is_sign(name: &str) -> bool {
+    MIMALLOC_SIGNS.contains(&name) || JEMALLOC_OWN.iter().chain(JEMALLOC_SIGNS).any(|own| name.ends_with(own))
 }
 
-/// Whether the name tells that there may be a jemalloc with a prefix.
-pub(super) fn hints_at_jemalloc(name: &str) -> bool {
-    JEMALLOC_OWN.iter().any(|own| name.ends_with(own))
+/// The allocators with names of their own that are in a file.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Families {
+    /// The prefixes of the jemallocs; the empty one for a jemalloc without.
+    jemalloc: Vec<String>,
+    mimalloc: bool,
+    tcmalloc: bool,
 }
 
-/// The prefixes of the jemallocs among `names`; the empty one for a jemalloc without.
-pub(super) fn jemalloc_prefixes<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut seen: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
-    for name in names {
-        for own in JEMALLOC_OWN {
-            if let Some(prefix) = name.strip_suffix(own) {
-                seen.entry(prefix).or_default().insert(own);
+impl Families {
+    /// The families of which there are signs among the `names` of a file.
+    pub(super) fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let names: HashSet<&str> = names.collect();
+        let mut prefixes: Vec<&str> = Vec::new();
+        for (name, sign) in names.iter().flat_map(|name| JEMALLOC_SIGNS.iter().map(move |sign| (name, sign)))
+        {
+            let Some(prefix) = name.strip_suffix(sign) else { continue };
+            let own = JEMALLOC_OWN.iter().filter(|own| names.contains(format!("{prefix}{own}").as_str()));
+            if own.count() >= 2 && !prefixes.contains(&prefix) {
+                prefixes.push(prefix);
             }
         }
+        prefixes.sort_unstable();
+        Self {
+            jemalloc: prefixes.into_iter().map(str::to_owned).collect(),
+            mimalloc: names.contains("mi_free") && MIMALLOC_SIGNS.iter().any(|sign| names.contains(sign)),
+            tcmalloc: names.contains("TCMallocInternalMalloc")
+                || (names.contains("tc_malloc") && names.contains("tc_free")),
+        }
     }
-    seen.into_iter().filter(|(_, own)| own.len() >= 2).map(|(prefix, _)| prefix.to_owned()).collect()
-}
 
-/// The function that a jemalloc with this prefix calls `name`.
-pub(super) fn jemalloc_function(prefix: &str, name: &str) -> Option<Function> {
-    let plain = name.strip_prefix(prefix)?;
-    JEMALLOC.iter().find(|(own, _)| *own == plain).map(|(_, function)| *function)
+    /// What reports call them.
+    pub(super) fn allocators(&self) -> impl Iterator<Item = &'static str> {
+        let found = [
+            (!self.jemalloc.is_empty(), "jemalloc"),
+            (self.tcmalloc, "tcmalloc"),
+            (self.mimalloc, "mimalloc"),
+        ];
+        found.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| name)
+    }
+
+    /// Whether there is a jemalloc whose plainer names are not among those of [`function_of`].
+    pub(super) fn has_prefix(&self) -> bool {
+        self.jemalloc.iter().any(|prefix| !prefix.is_empty())
+    }
+
+    /// The function that a symbol of this name is in that file.
+    pub(super) fn function_of(&self, name: &str) -> Option<Function> {
+        let is_foreign =
+            (name.starts_with("mi_") && !self.mimalloc) || (name.starts_with("tc_") && !self.tcmalloc);
+        function_of(name).filter(|_| !is_foreign).or_else(|| self.own_function_of(name))
+    }
+
+    /// The same for the names that tell their family: a function of this name counts even where it is
+    /// visible in its own source file only, as in a library that exports nothing of the allocator in it.
+    pub(super) fn own_function_of(&self, name: &str) -> Option<Function> {
+        if self.mimalloc && name.starts_with("mi_") {
+            return function_of(name);
+        }
+        let prefixes = self.jemalloc.iter().filter(|prefix| !prefix.is_empty());
+        prefixes
+            .filter_map(|prefix| name.strip_prefix(prefix.as_str()))
+            .find_map(|plain| JEMALLOC.iter().find(|(own, _)| *own == plain).map(|(_, function)| *function))
+    }
 }
 
 #[cfg(test)]
@@ -253,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_one_function_and_no_function_of_python_another_name() {
+    fn a_name_has_one_function() {
         let mut names: Vec<&str> = OTHER_NAMES.iter().map(|(name, _)| *name).collect();
         names.sort_unstable();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
@@ -265,18 +314,32 @@ mod tests {
         assert_eq!(function_of("_ZnwmPv"), None, "placement new allocates nothing");
     }
 
+    fn families(names: &[&str]) -> Families {
+        Families::new(names.iter().copied())
+    }
+
     #[test]
-    fn a_prefix_of_jemalloc_is_what_two_of_its_own_names_share() {
-        assert!(jemalloc_prefixes(["je_mallocx"; 2].into_iter()).is_empty(), "one name in two tables");
-        let rust = ["_rjem_mallocx", "_rjem_sdallocx", "_rjem_malloc", "malloc", "_rjem_je_arena_dalloc"];
-        assert_eq!(jemalloc_prefixes(rust.into_iter()), ["_rjem_"]);
-        assert_eq!(jemalloc_prefixes(["mallocx", "xallocx", "nallocx"].into_iter()), [""]);
+    fn a_prefix_of_jemalloc_is_what_its_own_names_share() {
+        let rust = families(&["_rjem_mallocx", "_rjem_sdallocx", "_rjem_mallctl", "malloc", "mallctl"]);
+        assert_eq!(rust.jemalloc, ["_rjem_"]);
+        assert_eq!(rust.function_of("_rjem_free"), Some(Free));
+        assert_eq!(rust.own_function_of("free"), None);
+        assert_eq!(rust.function_of("_rjem_je_free_default"), None);
+        assert_eq!(families(&["mallocx", "xallocx", "malloc_conf"]).jemalloc, [""]);
+        assert!(families(&["leak_mallocx", "leak_rallocx", "leak_xallocx"]).jemalloc.is_empty());
         // Google's tcmalloc has sdallocx and nallocx alone.
-        assert!(
-            jemalloc_prefixes(["sdallocx", "nallocx", "TCMallocInternalSdallocx"].into_iter()).is_empty()
-        );
-        assert_eq!(jemalloc_function("_rjem_", "_rjem_free"), Some(Free));
-        assert_eq!(jemalloc_function("_rjem_", "_rjem_je_free_default"), None);
-        assert_eq!(jemalloc_function("_rjem_", "free"), None);
+        let google = families(&["sdallocx", "nallocx", "TCMallocInternalMalloc", "mallctl"]);
+        assert_eq!(google.allocators().collect::<Vec<_>>(), ["tcmalloc"]);
+    }
+
+    #[test]
+    fn names_of_a_family_that_is_not_there_mean_nothing() {
+        assert_eq!(families(&["mi_free", "tc_new"]), Families::default());
+        assert_eq!(Families::default().function_of("mi_free"), None);
+        assert_eq!(Families::default().function_of("tc_new"), None);
+        assert_eq!(Families::default().function_of("free"), Some(Free));
+        let both = families(&["mi_free", "_mi_os_init", "tc_malloc", "tc_free"]);
+        assert_eq!(both.allocators().collect::<Vec<_>>(), ["tcmalloc", "mimalloc"]);
+        assert_eq!(both.own_function_of("mi_new"), Some(OperatorNew));
     }
 }

@@ -53,6 +53,8 @@ const INTERPOSER: &str = r#"
 static char heap[4096];
 void *malloc(size_t size) { return size < sizeof heap ? heap : NULL; }
 void *mi_malloc(size_t size) { return malloc(size); }
+void mi_free(void *block) { heap[0] = block != NULL; }
+int mi_version(void) { return 209; }
 "#;
 
 fn build(directory: &Path, name: &str, source: &str, options: &[&str]) -> PathBuf {
@@ -178,7 +180,7 @@ fn a_library_loaded_later_is_found_and_stays_known_after_it_is_gone() {
     assert_eq!(target.sites[..added.start], before);
     let sites = &target.sites[added];
     let symbols: BTreeSet<&str> = sites.iter().map(|site| site.symbol.as_str()).collect();
-    assert_eq!(symbols, BTreeSet::from(["malloc", "mi_malloc"]));
+    assert_eq!(symbols, BTreeSet::from(["malloc", "mi_free", "mi_malloc"]));
     let site = sites.iter().find(|site| site.symbol == "malloc").unwrap();
     assert_eq!(site.function, Function::Malloc);
     assert!(target.allocators.contains(&"mimalloc".to_owned()), "{:?}", target.allocators);

@@ -124,6 +124,7 @@ static char heap[64];
 #define NAME(name) void *name(void *a, size_t b, int c) { (void)a, (void)c; return heap + b; }
 NAME(zz_mallocx) NAME(zz_rallocx) NAME(zz_sdallocx) NAME(zz_malloc) NAME(zz_free) NAME(zz_nallocx)
 NAME(free_sized) NAME(shown)
+const char *zz_malloc_conf;
 "#;
 
 #[test]
