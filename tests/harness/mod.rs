@@ -6,12 +6,13 @@ pub mod memtrace;
 pub mod program;
 pub mod python;
 pub mod report;
+pub mod rust;
 pub mod server;
 pub mod target;
 
 pub use lock::{Serial, as_root, serial};
 pub use memtrace::{Finished, Memtrace, Session, binary};
-pub use program::{Frames, Language, bare, copy_of, pause32, program, source_path};
+pub use program::{Frames, Language, bare, copy_of, pause32, program, program_by, source_path};
 pub use report::{Report, Row};
 pub use server::Server;
 pub use target::Target;

@@ -1,6 +1,7 @@
 //! Builds the programs of `tests/targets`, each once per test process, into a directory that goes with it.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -112,7 +113,9 @@ fn build_once(name: String, build: impl FnOnce(&Path)) -> PathBuf {
 }
 
 fn run_tool(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("run {command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("run {command:?}: {error}; `cargo xtask setup` installs what tests need")
+    });
     assert!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -127,6 +130,35 @@ pub fn program(name: &str, language: Language, frames: Frames) -> PathBuf {
         command.args([standard, "-O2", "-g", "-Wall", "-Wextra", "-pthread", frames.flag(), "-o"]);
         run_tool(command.arg(path).arg(source_path(&format!("{name}.{}", language.ending()))));
     })
+}
+
+/// Compiles `targets/<name>.c` or `.cc` without frame pointers, by another compiler or with more arguments,
+/// which come behind the source; `label` tells the builds of a target apart.
+pub fn program_by(
+    compiler: &str,
+    name: &str,
+    language: Language,
+    label: &str,
+    arguments: &[&OsStr],
+) -> PathBuf {
+    build_once(format!("{name}-{}-{label}", language.ending()), |path| {
+        let standard = match language {
+            Language::C => "-std=gnu11",
+            Language::Cxx => "-std=c++17",
+        };
+        let mut command = Command::new(compiler);
+        command.args([standard, "-O2", "-g", "-Wall", "-Wextra", Frames::Omitted.flag(), "-o"]);
+        command.arg(path).arg(source_path(&format!("{name}.{}", language.ending()))).args(arguments);
+        run_tool(&mut command);
+    })
+}
+
+/// Where a library is that a test needs, of Debian's for x86_64; panics with the name of its package where
+/// it is missing.
+pub fn system_library(name: &str, package: &str) -> PathBuf {
+    let path = Path::new("/usr/lib/x86_64-linux-gnu").join(name);
+    assert!(path.exists(), "{} is missing: install {package} (`cargo xtask setup`)", path.display());
+    path
 }
 
 /// Compiles `targets/<source>.c` as a shared library whose macro `FUNCTION` is `function`.

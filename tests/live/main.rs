@@ -4,6 +4,7 @@
 //! session checks much at once.
 
 mod allocation;
+mod allocators;
 mod children;
 mod confined;
 mod doctor;

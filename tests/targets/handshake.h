@@ -19,6 +19,9 @@
 /* Keeps the compiler from seeing what becomes of a block, and the call before it from being a tail call. */
 #define ESCAPE(pointer) __asm__ volatile("" : "+r"(pointer) : : "memory")
 
+/* The same for a call without a result. */
+#define NO_TAIL_CALL() __asm__ volatile("" : : : "memory")
+
 #define COMMAND_BYTES 64
 
 /* Writes one answer; a test that is gone ends the target. */

@@ -1,0 +1,10 @@
+//! The plan under mimalloc.
+
+mod plan;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    plan::serve();
+}
