@@ -20,6 +20,11 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("assembler, linker and strip for test programs", &["binutils"]),
     ("CPython static in its executable, for live tests, and pip", &["python3", "python3-pip"]),
     ("CPython as a shared library, for live tests", &["libpython3-dev"]),
+    (
+        "allocators that live tests preload and link, and musl",
+        &["libjemalloc2", "libtcmalloc-minimal4", "libmimalloc2.0", "musl-tools"],
+    ),
+    ("make, for the jemalloc in a Rust program of the live tests", &["make"]),
     ("unshare, for live tests in another mount namespace", &["util-linux"]),
 ];
 
@@ -129,7 +134,8 @@ fn next_step() -> Result<Option<Step>> {
     if !in_path("dpkg-query") {
         bail!(
             "this is no Debian machine; install by hand: rustup's nightly with the component rust-src, \
-             bpf-linker, gcc, g++, binutils, python3 and its shared library"
+             bpf-linker, gcc, g++, binutils, make, python3 and its shared library, musl-gcc, and jemalloc, \
+             tcmalloc and mimalloc as shared libraries"
         );
     }
     let missing =

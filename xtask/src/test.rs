@@ -15,6 +15,7 @@ use crate::setup;
 
 mod python_packages;
 pub mod runner;
+mod rust_targets;
 pub mod shared_python;
 mod tally;
 
@@ -55,6 +56,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut variables = vec![(MEMTRACE_VARIABLE, memtrace.as_os_str())];
     let packages = python_packages::make_if_missing()?;
     variables.push((python_packages::VARIABLE, packages.as_os_str()));
+    let rust_targets = rust_targets::build()?;
+    variables.push((rust_targets::VARIABLE, rust_targets.as_os_str()));
     variables.extend(python.as_ref().map(|python| (shared_python::VARIABLE, python.as_os_str())));
 
     let mut rows = Vec::new();
