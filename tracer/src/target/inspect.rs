@@ -164,7 +164,9 @@ pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) ->
     };
     if inspected.has_allocator() {
         look_into(&elf, &mut inspected.functions)?;
-    } else if inspected.is_stripped && inspected.allocators.is_empty() {
+    }
+    let is_nameless = inspected.allocators.is_empty() && inspected.libc.is_none() && !is_loader;
+    if inspected.is_stripped && is_nameless {
         inspected.unnamed_allocator = unnamed::allocator(&elf)?;
     }
     Ok(inspected)

@@ -218,7 +218,17 @@ fn a_stripped_file_in_which_an_allocator_speaks_is_named() {
         *function == Function::Malloc && reason.contains("/x.so has jemalloc in it and is stripped")
     }));
     assert!(chosen.allocators.is_empty());
-    let path = build(directory.path(), "y.so", source, &["-shared", "-fPIC"]);
+    // One that is exported is seen, as far as it is.
+    let source = format!("{source} void *malloc(unsigned long size) {{ return (char *)text() + size; }}");
+    let inspected = look(&build(directory.path(), "z.so", &source, &["-shared", "-fPIC", "-s"]));
+    let file = Candidate { module: 0, path: "/z.so", inspected: &inspected };
+    let chosen = choose(&[file], None, InlinedPolicy::LeaveOut);
+    assert_eq!(chosen.allocators, ["jemalloc"]);
+    assert_eq!(chosen.sites.len(), 1);
+    assert!(chosen.missing.iter().any(|(function, reason)| {
+        *function == Function::Mallocx && reason.contains("its exported functions only are seen")
+    }));
+    let path = build(directory.path(), "y.so", &source, &["-shared", "-fPIC"]);
     assert_eq!(look(&path).unnamed_allocator, None, "its symbols would tell");
 }
 
