@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use memtrace_tests::harness::program::system_library;
+use memtrace_tests::harness::program::{open_directory, system_library};
 use memtrace_tests::harness::report::{Totals, sum};
 use memtrace_tests::harness::rust::rust_program;
 use memtrace_tests::harness::{
@@ -350,6 +350,19 @@ fn check_rust(allocator: &str) {
     let clean: Vec<Leak> = rust_plan().into_iter().map(|leak| Leak { outstanding: (0, 0), ..leak }).collect();
     check_by(&report, &clean, is);
     assert_eq!(report.totals.unmatched_free_count, 0);
+}
+
+#[test]
+fn a_stripped_program_with_an_allocator_in_it_says_that_it_is_not_traced() {
+    let _root = as_root();
+    let directory = open_directory();
+    let stripped = directory.path().join("stripped");
+    let strip = Command::new("strip").arg("-o").arg(&stripped).arg(rust_program("jemalloc")).status();
+    assert!(strip.expect("run strip").success());
+    let report = trace(Target::start(&stripped, &[]), &["go"], &["glibc"]);
+    assert_eq!(report.totals.outstanding_count, 0, "{}", report.outstanding());
+    let told = format!("not traced: {} has jemalloc in it and is stripped", stripped.display());
+    assert!(report.notes.iter().any(|note| note.starts_with(&told)), "{:?}", report.notes);
 }
 
 #[test]

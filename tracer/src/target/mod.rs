@@ -166,6 +166,17 @@ impl Target {
         self.mappings.mapped_now().into_iter().filter(is_allocator).collect()
     }
 
+    /// What calls of the program's allocators will not be seen although there are some, and why.
+    pub fn blind_spots(&self) -> impl Iterator<Item = &str> {
+        let hides = |function: Function| match function {
+            Function::Malloc => self.sites.iter().any(|site| site.function == Function::Malloc),
+            function => function >= Function::Mallocx,
+        };
+        // A common function that a C library lacks is not there to be called.
+        let hidden = self.missing.iter().filter(move |(function, _)| hides(*function));
+        hidden.map(|(_, reason)| reason.as_str())
+    }
+
     /// Where glibc keeps the program break: the run-time address of a pointer of 8 bytes. `None` without
     /// glibc, and where its symbols do not tell.
     pub fn current_break_addr(&self) -> Option<u64> {
