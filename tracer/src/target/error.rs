@@ -35,6 +35,18 @@ pub enum TargetError {
         /// Short name.
         comm: String,
     },
+    /// A seccomp filter that would end it at its first return probe, on this kernel.
+    #[error(
+        "process {pid} ({comm}) runs under a seccomp filter, and on Linux {kernel} a return probe would end it"
+    )]
+    Filtered {
+        /// Process id.
+        pid: u32,
+        /// Short name.
+        comm: String,
+        /// The running kernel, `6.12`.
+        kernel: String,
+    },
     /// The caller may not look into the process.
     #[error("process {pid} ({comm}) of user {owner}: not permitted to read its memory map")]
     NotPermitted {
@@ -79,6 +91,11 @@ impl TargetError {
                 "its memory is gone already; start the program under memtrace: `memtrace -- COMMAND`".into()
             }
             Self::ThirtyTwoBit { .. } => "memtrace traces 64-bit (x86_64) processes only".into(),
+            Self::Filtered { .. } => {
+                "the system call that ends a return probe passes such filters from Linux 6.14 on; \
+                 run the program without the filter"
+                    .into()
+            }
             Self::NotPermitted { .. } => {
                 "run memtrace as root (sudo), or give it CAP_SYS_PTRACE, CAP_BPF and CAP_PERFMON".into()
             }
