@@ -1,8 +1,16 @@
-//! Processes that come and go while the session lasts (`--children`).
+//! Processes that come and go while the session lasts: traced with `--children`, else left in peace.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::live::Live;
 use crate::exit::Failure;
 use crate::target::{InlinedPolicy, Process, Target, TargetError};
+
+/// Children that a target forks run with its traps for so long at most. A target that forks all the time is
+/// not swept all the time.
+const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
 impl Live<'_> {
     /// The place of process `tgid` among the targets, as long as it lives.
@@ -68,5 +76,24 @@ impl Live<'_> {
         self.kernel.remove_target(tgid);
         traced.forget_rows(&mut self.kernel);
         self.detacher.detach(std::mem::take(&mut traced.links));
+    }
+
+    /// A target has made a process that is not traced: it runs into the traps that it has by copy.
+    pub fn forked(&mut self, index: usize) {
+        let Some(traced) = self.traced.get_mut(index) else { return };
+        if !self.plan.children {
+            traced.has_forked = true;
+            self.sweep_due.get_or_insert_with(|| Instant::now() + SWEEP_PERIOD);
+        }
+    }
+
+    /// Frees forked children of their traps.
+    pub fn sweep(&mut self) {
+        self.sweep_due = None;
+        for traced in self.traced.iter_mut().filter(|traced| traced.has_forked) {
+            traced.has_forked = false;
+            let broom = traced.links.broom(&mut self.kernel, traced.target.process.tgid);
+            self.detacher.detach(broom);
+        }
     }
 }

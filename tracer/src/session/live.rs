@@ -11,8 +11,6 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, interval_at};
 use tracer_common::config::Config;
-use tracer_common::counter::Counter;
-use tracer_common::event::{Header, Kind};
 
 use super::coverage;
 use super::detacher::Detacher;
@@ -33,10 +31,6 @@ use crate::trace::Trace;
 
 /// A recording that is cut short by a kill lacks at most what came since.
 const FLUSH_PERIOD: Duration = Duration::from_secs(1);
-
-/// Children that a target forks run with its traps for so long at most. A target that forks all the time is
-/// not swept all the time.
-const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
 /// Between the end of a trace and the last look at the ring.
 const GRACE: Duration = Duration::from_millis(2);
@@ -61,7 +55,7 @@ pub struct Live<'a> {
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
     pub(super) detacher: Detacher,
     /// When forked children are to be freed of their traps.
-    sweep_due: Option<Instant>,
+    pub(super) sweep_due: Option<Instant>,
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds: the clock of the records.
@@ -246,7 +240,7 @@ impl<'a> Live<'a> {
     }
 
     /// Writes to the recording, where there is one.
-    fn record(&mut self, write: impl FnOnce(&mut Recorder) -> anyhow::Result<()>) {
+    pub(super) fn record(&mut self, write: impl FnOnce(&mut Recorder) -> anyhow::Result<()>) {
         let Some(recorder) = &mut self.recorder else { return };
         let written = write(recorder);
         self.recorded(written);
@@ -327,7 +321,7 @@ impl<'a> Live<'a> {
         }
     }
 
-    fn exec(&mut self, index: usize) {
+    pub(super) fn exec(&mut self, index: usize) {
         let Some(traced) = self.traced.get_mut(index) else { return };
         traced.has_called_exec = self.started_unix_ms != 0;
         match traced.exec(&mut self.kernel, &mut self.shared, self.plan.domains.as_deref()) {
@@ -355,65 +349,6 @@ impl<'a> Live<'a> {
             self.recorder = None;
             self.fail(error);
         }
-    }
-
-    /// A target has made a process that is not traced: it runs into the traps that it has by copy.
-    fn forked(&mut self, index: usize) {
-        let Some(traced) = self.traced.get_mut(index) else { return };
-        if !self.plan.children {
-            traced.has_forked = true;
-            self.sweep_due.get_or_insert_with(|| Instant::now() + SWEEP_PERIOD);
-        }
-    }
-
-    /// Frees forked children of their traps.
-    fn sweep(&mut self) {
-        self.sweep_due = None;
-        for traced in self.traced.iter_mut().filter(|traced| traced.has_forked) {
-            traced.has_forked = false;
-            let broom = traced.links.broom(&mut self.kernel, traced.target.process.tgid);
-            self.detacher.detach(broom);
-        }
-    }
-
-    /// Enters what could not be sent and left a mark instead: an `exec`, and which blocks may be free although
-    /// nobody said so. All records must have been taken.
-    pub(super) fn enter_doubts(&mut self) -> anyhow::Result<()> {
-        for index in 0..self.traced.len() {
-            let traced = &self.traced[index];
-            let lost_exec_ns = self.kernel.lost_exec_ns(traced.target.process.tgid);
-            if let Some(time_ns) = lost_exec_ns.filter(|_| !traced.has_ended) {
-                self.enter_lost_exec(index, time_ns);
-            }
-        }
-        let lost = [Counter::AllocationLost, Counter::FreeLost, Counter::ReplaceLost, Counter::ThreadMapFull];
-        let counters = self.kernel.counters()?;
-        if lost.iter().all(|counter| !counters.contains_key(counter)) {
-            return Ok(());
-        }
-        for index in 0..self.traced.len() {
-            let traced = &mut self.traced[index];
-            let marks = self.kernel.lost_frees();
-            let doubts = traced.trace.ledger.doubts(traced.index, |cell| marks.time_ns(cell));
-            for doubt in &doubts {
-                traced.apply(&Event::Doubt(*doubt));
-            }
-            self.record(|recorder| doubts.iter().try_for_each(|doubt| recorder.doubt(doubt)));
-        }
-        Ok(())
-    }
-
-    /// What was entered since is of the new program as of the old: all of it goes.
-    fn enter_lost_exec(&mut self, index: usize, time_ns: u64) {
-        let target = self.traced[index].index;
-        let header = Header { kind: Kind::Exec as u8, target, time_ns, ..Header::default() };
-        self.exec(index);
-        self.traced[index].apply(&Event::Exec(header));
-        self.record(|recorder| recorder.exec(&header));
-        self.note(format!(
-            "process {} called exec when the ring was full: its figures begin later than its program",
-            self.traced[index].target.process.tgid
-        ));
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod coverage;
 mod detacher;
+mod doubts;
 mod family;
 mod finish;
 mod live;
