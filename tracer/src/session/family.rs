@@ -52,7 +52,8 @@ impl Live<'_> {
         Ok(())
     }
 
-    fn tell(&mut self, tgid: u32, added: Result<(), Failure>) {
+    /// Says whether process `tgid` is traced, where the trace goes on without it.
+    pub fn tell(&mut self, tgid: u32, added: Result<(), Failure>) {
         match added {
             Ok(()) => log::info!("process {tgid} is traced"),
             Err(failure) => self.note(format!("process {tgid} is not traced: {}", failure.message)),

@@ -64,7 +64,7 @@ fn inlined_policy(plan: &TracePlan) -> InlinedPolicy {
 
 async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     let mut notes = Vec::new();
-    let mut tgids: Vec<u32> = Vec::new();
+    let mut processes: Vec<Process> = Vec::new();
     for pid in pids {
         let process = Process::open(*pid)?;
         if process.tgid == std::process::id() {
@@ -79,21 +79,23 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
                 process.requested, process.tgid
             ));
         }
-        if !tgids.contains(&process.tgid) {
-            tgids.push(process.tgid);
+        if processes.iter().all(|other| other.tgid != process.tgid) {
+            processes.push(process);
         }
     }
     ready()?;
     // Before anyone is told that tracing has begun.
     let mut stop = Stop::at_signal().context("watch for signals")?;
+    let tgids: Vec<u32> = processes.iter().map(|process| process.tgid).collect();
     // What is forked from here on is held until it has its probes.
     let mut family = if plan.children { Some(follow(&tgids).map_err(follow_failure)?) } else { None };
     let mut targets = Vec::new();
-    for tgid in &tgids {
-        targets.push(Target::discover(Process::open(*tgid)?, inlined_policy(plan))?);
+    for process in processes {
+        targets.push(Target::discover(process, inlined_policy(plan))?);
     }
-    if let Some(family) = &family {
-        notes.extend(family.refused.iter().map(|error| format!("{:#}", anyhow::anyhow!(error.to_string()))));
+    if let Some(family) = &mut family {
+        let refused = std::mem::take(&mut family.refused).into_iter();
+        notes.extend(refused.map(|error| format!("{:#}", anyhow::Error::from(error))));
         for tgid in family.tgids.iter().filter(|tgid| !tgids.contains(tgid)) {
             match Process::open(*tgid).and_then(|process| Target::observe(process, inlined_policy(plan))) {
                 Ok(target) => targets.push(target),
@@ -107,7 +109,10 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     let limits = sizes::limits(plan, &targets, counted.as_ref(), &mut shared);
     let mut live = Live::new(plan, notes, limits, shared)?;
     for target in targets {
-        live.add(target)?;
+        let tgid = target.process.tgid;
+        let added = live.add(target);
+        // Who was not named may have ended meanwhile.
+        if tgids.contains(&tgid) { added? } else { live.tell(tgid, added) }
     }
     live.detacher.detach(counted);
     live.begin()?;
