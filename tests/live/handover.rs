@@ -1,7 +1,9 @@
 //! Blocks that outlive their thread, or whose address is another thread's the next moment.
 
+use memtrace_tests::harness::program::open_directory;
 use memtrace_tests::harness::report::{Totals, sum};
 use memtrace_tests::harness::{Frames, Language, Memtrace, Report, Target, as_root, program};
+use std::collections::HashSet;
 
 fn trace_while(target: &mut Target, command: &str) -> (Report, Vec<u64>) {
     let session = Memtrace::new(["-p", &target.pid().to_string(), "--format", "json"]).trace();
@@ -80,4 +82,32 @@ fn an_arena_that_a_free_makes_is_no_mapping_of_the_program() {
     let blocks = report.totals_of("block_to_free");
     assert_eq!((blocks.alloc_count, blocks.free_count, blocks.outstanding_count), (20, 20, 0));
     assert_eq!(report.rows_with("free_one").count(), 0, "{}", report.outstanding());
+}
+
+/// Two threads that come to a new stack at once: whichever allocation is booked first, its stack is known.
+#[test]
+fn a_stack_is_known_before_the_first_allocation_with_it() {
+    let _root = as_root();
+    let directory = open_directory();
+    let recording = directory.path().join("meet.memtrace");
+    let mut target = Target::start(&program("handover", Language::C, Frames::Omitted), &[]);
+    let session = Memtrace::new(["-p", &target.pid().to_string()]).output(&recording).trace();
+    let answer = target.ask("meet");
+    session.stop().expect_code(0);
+    target.quit();
+    assert_eq!(answer[..2], ["done", "4000"]);
+
+    let dump = Memtrace::new(["report", "--dump"]).arg(&recording).run();
+    let mut known = HashSet::new();
+    let mut allocations = 0;
+    for line in dump.stdout.lines() {
+        let value = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key));
+        if line.contains(" stack target=") {
+            known.insert(value("id=").unwrap());
+        } else if line.contains(" allocate target=") {
+            allocations += 1;
+            assert!(known.contains(value("stack=").unwrap()), "{line}");
+        }
+    }
+    assert_eq!((allocations, known.len()), (4000, 2000));
 }

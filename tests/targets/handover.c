@@ -4,6 +4,7 @@
  *          the same size at once: malloc gives it the very block back.
  *   crowd  Four threads in one arena, above the sizes that malloc keeps per thread, allocate, resize and
  *          free: what one gives up inside a realloc, another may get before that realloc returns.
+ *  meet   Two threads come to a stack that neither has had before, at the same moment, again and again.
  *
  * Each answers "done <allocations> <bytes> <times>": how often malloc gave back the address that was just
  * freed, or realloc moved the block. All blocks are freed.
@@ -25,6 +26,8 @@ enum {
     BYTES = 64,
     ROUNDS = 20000,  /* by each thread of the crowd */
     HELD = 8,
+    MEETINGS = 2000,
+    TURNS = 11,      /* on the way to a meeting: 2^11 ways */
 };
 
 struct pair {
@@ -130,6 +133,39 @@ NAMED void *work(void *argument) {
     return NULL;
 }
 
+NAMED void turn_left(struct side *self, unsigned way, int turns);
+
+/* Each way has a stack of its own. */
+NAMED void turn_right(struct side *self, unsigned way, int turns) {
+    if (turns == 0) {
+        free_block(allocate_block(self, BYTES));
+    } else if (way & 1) {
+        turn_right(self, way >> 1, turns - 1);
+    } else {
+        turn_left(self, way >> 1, turns - 1);
+    }
+    NO_TAIL_CALL();
+}
+
+NAMED void turn_left(struct side *self, unsigned way, int turns) {
+    turn_right(self, way, turns);
+    NO_TAIL_CALL();
+}
+
+NAMED void meet(struct side *self) {
+    static atomic_uint arrivals;
+    if (self->pair != &pairs[0]) {
+        return;
+    }
+    for (unsigned i = 0; i < MEETINGS; i++) {
+        atomic_fetch_add(&arrivals, 1);
+        while (atomic_load(&arrivals) < 2 * (i + 1)) {
+            sched_yield();
+        }
+        turn_right(self, i, TURNS);
+    }
+}
+
 static void report_sums(void) {
     uint64_t allocations = 0, bytes = 0, times = 0;
     for (int i = 0; i < THREADS; i++) {
@@ -164,7 +200,7 @@ int main(void) {
         if (strcmp(command, "quit") == 0) {
             return 0;
         }
-        plan = strcmp(command, "crowd") == 0 ? crowd : swap;
+        plan = strcmp(command, "crowd") == 0 ? crowd : strcmp(command, "meet") == 0 ? meet : swap;
         for (int i = 0; i < THREADS; i++) {
             sides[i].allocations = sides[i].bytes = sides[i].times = 0;
         }

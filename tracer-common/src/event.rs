@@ -147,7 +147,9 @@ impl WalkEnd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stack {
     /// Number of frames.
-    pub count: u32,
+    pub count: u16,
+    /// In the kernel's map: 1 from when a record of it lies in the ring. In a record 0.
+    pub is_sent: u16,
     /// A [`WalkEnd`].
     pub end: u16,
     /// Index of the target: the same addresses mean something else in another process.
@@ -290,7 +292,7 @@ impl<'a> Record<'a> {
             kind if kind == Kind::Stack as u8 => {
                 let id = cursor.word()?;
                 let shape = cursor.word()?;
-                let count = shape as u32 as usize;
+                let count = shape as u16 as usize;
                 let end = WalkEnd::from_number((shape >> 32) as u16).ok_or(DecodeError::BadStack)?;
                 if count > MAX_FRAMES || id == NO_STACK {
                     return Err(DecodeError::BadStack);

@@ -1,5 +1,7 @@
 //! Taking a stack: walk, then one id for identical stacks.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_probe_read_user;
@@ -48,6 +50,8 @@ pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, st
     state.stack_id = intern(context, cookie, state);
 }
 
+/// The id of the stack in `state`. Its record is in the ring before any record that names it: a thread that
+/// finds the stack in the map, but not yet sent by the thread that put it there, sends it as well.
 #[inline(always)]
 fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) -> u64 {
     let hash = hash(&state.stack.stack);
@@ -56,36 +60,34 @@ fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) 
         if id == NO_STACK {
             continue;
         }
-        if let Some(known) = STACKS.get_ptr(id) {
-            // SAFETY: stacks are written whole and never changed.
-            if same(unsafe { &*known }, &state.stack.stack) {
-                return id;
+        if STACKS.get_ptr(id).is_none() {
+            match STACKS.insert(id, &state.stack.stack, BPF_NOEXIST.into()) {
+                Ok(()) => {}
+                // Another thread was quicker with the same hash.
+                Err(errno) if errno == -EEXIST => {}
+                Err(_) => break,
             }
+        }
+        let Some(known) = STACKS.get_ptr_mut(id) else { break };
+        // SAFETY: what `same` reads is written whole and never changed.
+        if !same(unsafe { &*known }, &state.stack.stack) {
             continue;
         }
-        match STACKS.insert(id, &state.stack.stack, BPF_NOEXIST.into()) {
-            Ok(()) => {
-                state.stack.header = header(Kind::Stack, cookie);
-                state.stack.id = id;
-                if emit_stack(&state.stack) {
-                    return id;
-                }
-                // The next allocation with this stack tries to send it again.
-                let _ = STACKS.remove(id);
+        // SAFETY: an entry is never removed while it is in use; the mark is only ever set.
+        let is_sent = unsafe { &raw mut (*known).is_sent };
+        // SAFETY: as above.
+        if unsafe { read_volatile(is_sent) } == 0 {
+            state.stack.header = header(Kind::Stack, cookie);
+            state.stack.id = id;
+            if !emit_stack(&state.stack) {
+                // The next allocation with this stack tries again.
                 count(Counter::StackLost);
                 return NO_STACK;
             }
-            // Another thread was quicker with the same hash. If it is the same stack, that thread sends it.
-            Err(errno) if errno == -EEXIST => {
-                if let Some(known) = STACKS.get_ptr(id)
-                    // SAFETY: stacks are written whole and never changed.
-                    && same(unsafe { &*known }, &state.stack.stack)
-                {
-                    return id;
-                }
-            }
-            Err(_) => break,
+            // SAFETY: as above.
+            unsafe { write_volatile(is_sent, 1) };
         }
+        return id;
     }
     count(Counter::StackMapFull);
     debug!(context, "map of stacks is full");
@@ -95,11 +97,19 @@ fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) 
 /// `EEXIST` of asm-generic/errno-base.h.
 const EEXIST: i32 = 17;
 
+/// Whether the stack has a frame `index`. Asked anew for each: of a count that it knows, the compiler makes
+/// the bound of the loop, in a form that the verifier cannot follow.
+#[inline(always)]
+fn has_frame(stack: &Stack, index: usize) -> bool {
+    // SAFETY: a field of a live reference.
+    index < usize::from(unsafe { read_volatile(&raw const stack.count) })
+}
+
 #[inline(always)]
 fn hash(stack: &Stack) -> u64 {
     let mut hash = u64::from(stack.target) << 48 | u64::from(stack.end) << 32 | u64::from(stack.count);
     for index in 0..MAX_FRAMES {
-        if index >= stack.count as usize {
+        if !has_frame(stack, index) {
             break;
         }
         // Multiply and fold: the multiplier is 2^64 divided by the golden ratio, made odd.
@@ -115,7 +125,7 @@ fn same(left: &Stack, right: &Stack) -> bool {
         return false;
     }
     for index in 0..MAX_FRAMES {
-        if index >= left.count as usize {
+        if !has_frame(left, index) {
             break;
         }
         if left.frames[index] != right.frames[index] {
