@@ -44,6 +44,7 @@ struct side {
 static struct pair pairs[THREADS / 2];
 static struct side sides[THREADS];
 static pthread_barrier_t run_begins, run_ends;
+static atomic_uint arrivals;   /* at meetings */
 static void (*plan)(struct side *);
 
 NAMED void *allocate_block(struct side *self, size_t bytes) {
@@ -153,7 +154,6 @@ NAMED void turn_left(struct side *self, unsigned way, int turns) {
 }
 
 NAMED void meet(struct side *self) {
-    static atomic_uint arrivals;
     if (self->pair != &pairs[0]) {
         return;
     }
@@ -204,6 +204,7 @@ int main(void) {
         for (int i = 0; i < THREADS; i++) {
             sides[i].allocations = sides[i].bytes = sides[i].times = 0;
         }
+        atomic_store(&arrivals, 0);
         pthread_barrier_wait(&run_begins);
         pthread_barrier_wait(&run_ends);
         report_sums();
