@@ -98,6 +98,7 @@ fn a_stack_is_known_before_the_first_allocation_with_it() {
     assert_eq!(answer[..2], ["done", "4000"]);
 
     let dump = Memtrace::new(["report", "--dump"]).arg(&recording).run();
+    dump.expect_code(0);
     let mut known = HashSet::new();
     let mut allocations = 0;
     for line in dump.stdout.lines() {

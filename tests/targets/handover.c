@@ -4,7 +4,7 @@
  *          the same size at once: malloc gives it the very block back.
  *   crowd  Four threads in one arena, above the sizes that malloc keeps per thread, allocate, resize and
  *          free: what one gives up inside a realloc, another may get before that realloc returns.
- *  meet   Two threads come to a stack that neither has had before, at the same moment, again and again.
+ *   meet   Two threads come to a stack that neither has had before, at the same moment, again and again.
  *
  * Each answers "done <allocations> <bytes> <times>": how often malloc gave back the address that was just
  * freed, or realloc moved the block. All blocks are freed.

@@ -48,4 +48,19 @@ static inline void next_command(char command[COMMAND_BYTES]) {
     }
 }
 
+/* The whole of main where every command runs the same plan. A macro: no frame may come between the two. */
+#define MAIN(plan)                                                                                       \
+    int main(void) {                                                                                     \
+        char command[COMMAND_BYTES];                                                                     \
+        answer("ready\n");                                                                               \
+        for (;;) {                                                                                       \
+            next_command(command);                                                                       \
+            if (strcmp(command, "quit") == 0) {                                                          \
+                return 0;                                                                                \
+            }                                                                                            \
+            plan();                                                                                      \
+            answer("done\n");                                                                            \
+        }                                                                                                \
+    }
+
 #endif

@@ -63,15 +63,4 @@ NAMED void run_plan(void) {
     resize_across();
 }
 
-int main(void) {
-    char command[COMMAND_BYTES];
-    answer("ready\n");
-    for (;;) {
-        next_command(command);
-        if (strcmp(command, "quit") == 0) {
-            return 0;
-        }
-        run_plan();
-        answer("done\n");
-    }
-}
+MAIN(run_plan)

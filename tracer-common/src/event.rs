@@ -148,7 +148,7 @@ impl WalkEnd {
 pub struct Stack {
     /// Number of frames.
     pub count: u16,
-    /// In the kernel's map: 1 from when a record of it lies in the ring. In a record 0.
+    /// In the kernel's map: 1 once a record of it is in the ring. In a record 0, as the decoder demands.
     pub is_sent: u16,
     /// A [`WalkEnd`].
     pub end: u16,
@@ -156,6 +156,17 @@ pub struct Stack {
     pub target: u16,
     /// Absolute return addresses; `frames[0]` is the return address into the allocator's caller.
     pub frames: [u64; MAX_FRAMES],
+}
+
+/// The id of a stack of `target`, from a hash of its frames: the target is in the upper 16 bits.
+#[inline(always)]
+pub const fn stack_id(target: u16, hash: u64) -> u64 {
+    hash & ((1 << 48) - 1) | (target as u64) << 48
+}
+
+/// The target whose stack has this id.
+pub const fn target_of_stack(id: u64) -> u16 {
+    (id >> 48) as u16
 }
 
 /// A stack that was not seen before. On the wire only `frames[..count]` is sent.
@@ -292,7 +303,7 @@ impl<'a> Record<'a> {
             kind if kind == Kind::Stack as u8 => {
                 let id = cursor.word()?;
                 let shape = cursor.word()?;
-                let count = shape as u16 as usize;
+                let count = shape as u32 as usize;
                 let end = WalkEnd::from_number((shape >> 32) as u16).ok_or(DecodeError::BadStack)?;
                 if count > MAX_FRAMES || id == NO_STACK {
                     return Err(DecodeError::BadStack);
@@ -401,6 +412,12 @@ mod tests {
     }
 
     #[test]
+    fn the_id_of_a_stack_tells_its_target() {
+        let id = stack_id(0xabcd, 0x1234_5678_9abc_def0);
+        assert_eq!((id, target_of_stack(id)), (0xabcd_5678_9abc_def0, 0xabcd));
+    }
+
+    #[test]
     fn what_is_no_record_is_an_error() {
         assert_eq!(Record::decode(&[]), Err(DecodeError::Truncated));
         assert_eq!(Record::decode(&words(&[99, 0])), Err(DecodeError::UnknownKind(99)));
@@ -411,6 +428,8 @@ mod tests {
         assert_eq!(Record::decode(&too_many), Err(DecodeError::BadStack));
         let cut = words(&[first_word(Kind::Stack), 5, 6, 2, 0x10]);
         assert_eq!(Record::decode(&cut), Err(DecodeError::Truncated));
+        let marked = words(&[first_word(Kind::Stack), 5, 6, 1 | 1 << 16, 0x10]);
+        assert_eq!(Record::decode(&marked), Err(DecodeError::BadStack));
         let unknown_end = words(&[first_word(Kind::Stack), 5, 6, 77 << 32]);
         assert_eq!(Record::decode(&unknown_end), Err(DecodeError::BadStack));
     }

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_log_ebpf::debug;
 use tracer_common::counter::Counter;
-use tracer_common::event::{Kind, MAX_FRAMES, NO_STACK, Stack};
+use tracer_common::event::{Kind, MAX_FRAMES, NO_STACK, Stack, stack_id};
 use tracer_common::memory::ReadMemory;
 use tracer_common::native::{CallSite, CallSites, Registers, walk};
 use tracer_common::probe::Cookie;
@@ -56,24 +56,30 @@ pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, st
 fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) -> u64 {
     let hash = hash(&state.stack.stack);
     for attempt in 0..ID_ATTEMPTS {
-        let id = hash.wrapping_add(attempt);
+        let id = stack_id(cookie.target(), hash.wrapping_add(attempt));
         if id == NO_STACK {
             continue;
         }
-        if STACKS.get_ptr(id).is_none() {
-            match STACKS.insert(id, &state.stack.stack, BPF_NOEXIST.into()) {
-                Ok(()) => {}
-                // Another thread was quicker with the same hash.
-                Err(errno) if errno == -EEXIST => {}
-                Err(_) => break,
+        let known = match STACKS.get_ptr_mut(id) {
+            Some(known) => known,
+            None => {
+                match STACKS.insert(id, &state.stack.stack, BPF_NOEXIST.into()) {
+                    Ok(()) => {}
+                    // Another thread was quicker with the same hash.
+                    Err(errno) if errno == -EEXIST => {}
+                    Err(_) => break,
+                }
+                let Some(known) = STACKS.get_ptr_mut(id) else { continue };
+                known
             }
-        }
-        let Some(known) = STACKS.get_ptr_mut(id) else { break };
-        // SAFETY: what `same` reads is written whole and never changed.
+        };
+        // SAFETY: memory of the map, of which all but the mark is written whole and never changed. At an `exec`
+        // user space removes the target's entries: one that its last thread is looking at may become another
+        // stack's. That one is marked too soon, while the thread that put it in is about to send it.
         if !same(unsafe { &*known }, &state.stack.stack) {
             continue;
         }
-        // SAFETY: an entry is never removed while it is in use; the mark is only ever set.
+        // SAFETY: as above; the mark is only ever set.
         let is_sent = unsafe { &raw mut (*known).is_sent };
         // SAFETY: as above.
         if unsafe { read_volatile(is_sent) } == 0 {

@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use thiserror::Error;
 use tracer_common::config::{Config, TargetEntry};
 use tracer_common::counter::Counter;
-use tracer_common::event::Stack;
+use tracer_common::event::{Stack, target_of_stack};
 use tracer_common::native::CallSite;
 
 use super::batch;
@@ -262,9 +262,10 @@ impl Kernel {
         }
     }
 
-    /// Forgets every distinct stack, so that each is sent anew.
-    pub fn forget_stacks(&mut self) {
-        let ids: Vec<u64> = self.stacks.keys().filter_map(Result::ok).collect();
+    /// Forgets the stacks of target number `target`, so that each is sent anew.
+    pub fn forget_stacks(&mut self, target: u16) {
+        let ids = self.stacks.keys().filter_map(Result::ok);
+        let ids: Vec<u64> = ids.filter(|id| target_of_stack(*id) == target).collect();
         if let Err(error) = batch::delete(self.stacks.map().fd().as_fd(), &ids) {
             log::debug!("forget {} stacks: {error}", ids.len());
         }
