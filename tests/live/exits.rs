@@ -5,6 +5,7 @@ use memtrace_tests::harness::report::Totals;
 use memtrace_tests::harness::{Finished, Frames, Language, Memtrace, Report, Target, as_root, program};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 fn exits() -> std::path::PathBuf {
     program("exits", Language::C, Frames::Omitted)
@@ -64,6 +65,35 @@ fn a_target_that_executes_another_program_is_traced_in_that_one_alone() {
     assert_eq!(report.rows_with("leak_before_exec").count(), 0, "{}", report.outstanding());
     assert!(report.targets[0].command.contains(&"again".to_owned()), "{:?}", report.targets[0]);
     assert!(report.notes.iter().any(|note| note.contains("called exec")), "{:?}", report.notes);
+}
+
+/// The new image lies where the old one lay: its stacks have the same addresses, and are sent once more.
+#[test]
+fn a_target_that_executes_itself_at_the_same_addresses_has_stacks_again() {
+    let _root = as_root();
+    let mut command = Command::new(program("reexec", Language::C, Frames::Omitted));
+    let mut target = Target::start_command(without_randomization(&mut command));
+    let session = Memtrace::new(["-p", &target.pid().to_string(), "--format", "json"]).trace();
+    target.go();
+    assert_eq!(target.ask("exec"), ["executed"]);
+    target.go();
+    let report = session.stop().report();
+    target.quit();
+    report.expect_nothing_lost();
+    let after = report.totals_of("leak_after_exec");
+    assert_eq!((after.alloc_count, after.outstanding_bytes), (10, 70_000), "{}", report.outstanding());
+}
+
+/// The command's addresses are the same each time.
+fn without_randomization(command: &mut Command) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: a call without pointers.
+    let keep_addresses = || match unsafe { libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    };
+    // SAFETY: one system call, which is allowed between fork and exec.
+    unsafe { command.pre_exec(keep_addresses) }
 }
 
 #[test]

@@ -149,7 +149,9 @@ pub struct Stack {
     /// Number of frames.
     pub count: u16,
     /// In the kernel's map: 1 once a record of it is in the ring. In a record 0, as the decoder demands.
-    pub is_sent: u16,
+    pub is_sent: u8,
+    /// How often the target had called `exec`, modulo 256: stacks of an image are sent for that image.
+    pub image: u8,
     /// A [`WalkEnd`].
     pub end: u16,
     /// Index of the target: the same addresses mean something else in another process.
@@ -158,15 +160,18 @@ pub struct Stack {
     pub frames: [u64; MAX_FRAMES],
 }
 
-/// The id of a stack of `target`, from a hash of its frames: the target is in the upper 16 bits.
+/// The id of a stack of `target` and its `image`, from a hash of its frames: these two are in the upper 24
+/// bits.
 #[inline(always)]
-pub const fn stack_id(target: u16, hash: u64) -> u64 {
-    hash & ((1 << 48) - 1) | (target as u64) << 48
+pub const fn stack_id(target: u16, image: u8, hash: u64) -> u64 {
+    hash & ((1 << 40) - 1) | (image as u64) << 40 | (target as u64) << 48
 }
 
-/// The target whose stack has this id.
-pub const fn target_of_stack(id: u64) -> u16 {
-    (id >> 48) as u16
+/// Whether the stack with this id is of `target` and of an image before `image`. Numbers of images come round
+/// again: the 127 behind `image` are later ones.
+pub const fn stack_is_of_earlier_image(id: u64, target: u16, image: u8) -> bool {
+    let images_ago = image.wrapping_sub((id >> 40) as u8);
+    (id >> 48) as u16 == target && images_ago > 0 && images_ago <= 128
 }
 
 /// A stack that was not seen before. On the wire only `frames[..count]` is sent.
@@ -303,7 +308,8 @@ impl<'a> Record<'a> {
             kind if kind == Kind::Stack as u8 => {
                 let id = cursor.word()?;
                 let shape = cursor.word()?;
-                let count = shape as u32 as usize;
+                // Behind it the mark, which is 0, and the number of the image, which nobody asks for.
+                let count = (shape & 0xff_ffff) as usize;
                 let end = WalkEnd::from_number((shape >> 32) as u16).ok_or(DecodeError::BadStack)?;
                 if count > MAX_FRAMES || id == NO_STACK {
                     return Err(DecodeError::BadStack);
@@ -412,9 +418,13 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_stack_tells_its_target() {
-        let id = stack_id(0xabcd, 0x1234_5678_9abc_def0);
-        assert_eq!((id, target_of_stack(id)), (0xabcd_5678_9abc_def0, 0xabcd));
+    fn the_id_of_a_stack_tells_its_target_and_image() {
+        let id = stack_id(0xabcd, 0xef, 0x1234_5678_9abc_def0);
+        assert_eq!(id, 0xabcd_ef78_9abc_def0);
+        let is_over = |target, image| stack_is_of_earlier_image(id, target, image);
+        assert!(is_over(0xabcd, 0xf0) && is_over(0xabcd, 0) && is_over(0xabcd, 0x6f));
+        assert!(!is_over(0xabcd, 0xef) && !is_over(0xabcd, 0xee) && !is_over(0xabcd, 0x70));
+        assert!(!is_over(0xabcc, 0xf0));
     }
 
     #[test]
@@ -428,6 +438,11 @@ mod tests {
         assert_eq!(Record::decode(&too_many), Err(DecodeError::BadStack));
         let cut = words(&[first_word(Kind::Stack), 5, 6, 2, 0x10]);
         assert_eq!(Record::decode(&cut), Err(DecodeError::Truncated));
+        let of_a_later_image = words(&[first_word(Kind::Stack), 5, 6, 1 | 3 << 24, 0x10]);
+        assert!(matches!(
+            Record::decode(&of_a_later_image),
+            Ok(Record::Stack { end: WalkEnd::Complete, .. })
+        ));
         let marked = words(&[first_word(Kind::Stack), 5, 6, 1 | 1 << 16, 0x10]);
         assert_eq!(Record::decode(&marked), Err(DecodeError::BadStack));
         let unknown_end = words(&[first_word(Kind::Stack), 5, 6, 77 << 32]);

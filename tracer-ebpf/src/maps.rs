@@ -51,6 +51,10 @@ pub static CALL_SITES: HashMap<u64, CallSite> = HashMap::with_max_entries(1 << 2
 #[map]
 pub static TARGETS: HashMap<u32, TargetEntry> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
+/// How often a target has called `exec`, by process id; absent = never. Written by `process_exec` alone.
+#[map]
+pub static IMAGES: HashMap<u32, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
 /// When a free was last lost, `CLOCK_MONOTONIC` nanoseconds, by [`lost::cell`]. Mapped by user space.
 #[map]
 pub static LOST_FREES: Array<u64> = Array::with_max_entries(lost::CELLS, BPF_F_MMAPABLE);

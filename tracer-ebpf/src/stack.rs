@@ -56,7 +56,7 @@ pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, st
 fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) -> u64 {
     let hash = hash(&state.stack.stack);
     for attempt in 0..ID_ATTEMPTS {
-        let id = stack_id(cookie.target(), hash.wrapping_add(attempt));
+        let id = stack_id(cookie.target(), state.stack.stack.image, hash.wrapping_add(attempt));
         if id == NO_STACK {
             continue;
         }
@@ -73,9 +73,8 @@ fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) 
                 known
             }
         };
-        // SAFETY: memory of the map, of which all but the mark is written whole and never changed. At an `exec`
-        // user space removes the target's entries: one that its last thread is looking at may become another
-        // stack's. That one is marked too soon, while the thread that put it in is about to send it.
+        // SAFETY: all but the mark is written whole and never changed. User space removes only the entries of
+        // images that no thread runs.
         if !same(unsafe { &*known }, &state.stack.stack) {
             continue;
         }
@@ -127,7 +126,11 @@ fn hash(stack: &Stack) -> u64 {
 
 #[inline(always)]
 fn same(left: &Stack, right: &Stack) -> bool {
-    if left.count != right.count || left.end != right.end || left.target != right.target {
+    if left.count != right.count
+        || left.end != right.end
+        || left.target != right.target
+        || left.image != right.image
+    {
         return false;
     }
     for index in 0..MAX_FRAMES {

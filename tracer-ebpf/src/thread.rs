@@ -13,7 +13,7 @@ use tracer_common::probe::Cookie;
 
 use crate::counters::count;
 use crate::lost;
-use crate::maps::{IDLE_THREAD, THREADS};
+use crate::maps::{IDLE_THREAD, IMAGES, THREADS};
 use crate::state::ThreadState;
 
 /// The stack and frame pointer of a probed thread.
@@ -80,7 +80,10 @@ pub fn begin<C: EbpfContext>(
                 debug!(context, "thread map is full: call of thread {} not traced", tid);
                 return None;
             }
-            THREADS.get_ptr_mut(tid)?
+            let state = THREADS.get_ptr_mut(tid)?;
+            // SAFETY: an entry that this thread has just made.
+            unsafe { (*state).stack.stack.image = image() };
+            state
         }
     };
     // SAFETY: the entry is written by this thread's own programs alone, and they do not nest.
@@ -146,6 +149,28 @@ pub fn abandon() {
             state.entry_sp = 0;
         }
     }
+}
+
+/// Number of the image that the current process runs. A thread asks once: an `exec` ends it, and begins
+/// another.
+fn image() -> u8 {
+    // SAFETY: a count that `replace_image` alone writes.
+    unsafe { IMAGES.get((bpf_get_current_pid_tgid() >> 32) as u32) }.map_or(0, |count| *count as u8)
+}
+
+/// The current process runs another image: its only thread, which was `old_tid`, begins anew.
+#[inline(always)]
+pub fn replace_image(old_tid: u32) {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    match IMAGES.get_ptr_mut(tgid) {
+        // SAFETY: a process runs one `exec` at a time, and nothing else writes the count.
+        Some(count) => unsafe { *count += 1 },
+        None => {
+            let _ = IMAGES.insert(tgid, 1, 0);
+        }
+    }
+    let _ = THREADS.remove(old_tid);
+    forget_current();
 }
 
 /// Forgets an exiting thread.

@@ -2,7 +2,6 @@
 
 use core::ptr::write_volatile;
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
@@ -26,9 +25,10 @@ pub fn thread_exit(_context: RawTracePointContext) -> i32 {
 pub fn process_exec(context: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let Some(target) = TARGETS.get_ptr_mut(tgid) else { return 0 };
-    thread::forget_current();
+    // The arguments of the tracepoint are the task, the thread id that it had, and the program; Linux 6.18,
+    // include/trace/events/sched.h.
+    thread::replace_image(context.arg(1));
     debug!(&context, "process {} called exec", tgid);
-    let _ = context.as_ptr();
     // SAFETY: an entry lives as long as its target is traced, and is written whole by user space alone.
     let index = unsafe { (*target).index };
     let header: Header = header(Kind::Exec, Cookie::new(Function::None, index as u16));

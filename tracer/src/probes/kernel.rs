@@ -9,7 +9,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use thiserror::Error;
 use tracer_common::config::{Config, TargetEntry};
 use tracer_common::counter::Counter;
-use tracer_common::event::{Stack, target_of_stack};
+use tracer_common::event::{Stack, stack_is_of_earlier_image};
 use tracer_common::native::CallSite;
 
 use super::batch;
@@ -105,6 +105,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     multi: Option<MultiPrograms>,
     targets: HashMap<MapData, u32, TargetBytes>,
+    images: HashMap<MapData, u32, u64>,
     counters: Array<MapData, u64>,
     hits: Array<MapData, u64>,
     stacks: HashMap<MapData, u64, StackBytes>,
@@ -132,12 +133,13 @@ impl Kernel {
             .map_err(KernelError::Load)?;
         let multi = if limits.single_links { None } else { load_multi(&ebpf) };
         let targets = hash_map(&mut ebpf, "TARGETS")?;
+        let images = hash_map(&mut ebpf, "IMAGES")?;
         let counters = array(&mut ebpf, "COUNTERS")?;
         let hits = array(&mut ebpf, "HITS")?;
         let stacks = hash_map(&mut ebpf, "STACKS")?;
         let call_sites = hash_map(&mut ebpf, "CALL_SITES")?;
         let lost_frees = LostFrees::new(array(&mut ebpf, "LOST_FREES")?).map_err(KernelError::LostFrees)?;
-        Ok(Self { ebpf, multi, targets, counters, hits, stacks, call_sites, lost_frees })
+        Ok(Self { ebpf, multi, targets, images, counters, hits, stacks, call_sites, lost_frees })
     }
 
     /// From now on the targets' threads, forks and `exec`s are watched.
@@ -262,10 +264,11 @@ impl Kernel {
         }
     }
 
-    /// Forgets the stacks of target number `target`, so that each is sent anew.
-    pub fn forget_stacks(&mut self, target: u16) {
+    /// Forgets the stacks of target number `target`, process `tgid`, that are of an image it no longer runs.
+    pub fn forget_stacks(&mut self, target: u16, tgid: u32) {
+        let image = self.images.get(&tgid, 0).unwrap_or(0) as u8;
         let ids = self.stacks.keys().filter_map(Result::ok);
-        let ids: Vec<u64> = ids.filter(|id| target_of_stack(*id) == target).collect();
+        let ids: Vec<u64> = ids.filter(|id| stack_is_of_earlier_image(*id, target, image)).collect();
         if let Err(error) = batch::delete(self.stacks.map().fd().as_fd(), &ids) {
             log::debug!("forget {} stacks: {error}", ids.len());
         }

@@ -198,7 +198,7 @@ impl Traced {
         shared: &mut Shared,
         domains: Option<&[Domain]>,
     ) -> anyhow::Result<Vec<String>> {
-        kernel.forget_stacks(self.index);
+        kernel.forget_stacks(self.index, self.target.process.tgid);
         self.forget_rows(kernel);
         self.own_pages.clear();
         self.entry = None;
