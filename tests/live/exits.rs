@@ -84,6 +84,19 @@ fn a_target_that_executes_itself_at_the_same_addresses_has_stacks_again() {
     assert_eq!((after.alloc_count, after.outstanding_bytes), (10, 70_000), "{}", report.outstanding());
 }
 
+/// Each time memtrace hears of it before the new image has its C library. That is nothing to tell.
+#[test]
+fn a_command_that_executes_itself_again_and_again_is_told_of_once() {
+    let _root = as_root();
+    let script = "if [ $1 -lt 6 ]; then exec sh -c \"$0\" \"$0\" $(($1 + 1)); fi; exit 3";
+    let (finished, report) = trace_command(&["sh", "-c", script, script, "0"], "");
+    finished.expect_code(3);
+    report.expect_nothing_lost();
+    assert!(report.totals.alloc_count > 0, "{:?}", report.totals);
+    assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
+    assert!(report.notes[0].contains("called exec"), "{:?}", report.notes);
+}
+
 /// The command's addresses are the same each time.
 fn without_randomization(command: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt;

@@ -325,7 +325,7 @@ impl<'a> Live<'a> {
         let Some(traced) = self.traced.get_mut(index) else { return };
         traced.has_called_exec = self.started_unix_ms != 0;
         match traced.exec(&mut self.kernel, &mut self.shared, self.plan.domains.as_deref()) {
-            Ok(notes) => self.notes.extend(notes),
+            Ok(notes) => notes.into_iter().for_each(|note| self.note(note)),
             Err(error) => self.fail(error),
         }
         self.record_mappings(index);
@@ -335,7 +335,7 @@ impl<'a> Live<'a> {
         let Some(traced) = self.traced.get_mut(index) else { return };
         match traced.refresh(&mut self.kernel, &mut self.shared, self.plan.domains.as_deref()) {
             Ok(None) => return,
-            Ok(Some(notes)) => self.notes.extend(notes),
+            Ok(Some(notes)) => notes.into_iter().for_each(|note| self.note(note)),
             Err(error) => self.fail(error),
         }
         self.record_mappings(index);

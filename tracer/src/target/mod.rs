@@ -168,8 +168,12 @@ impl Target {
 
     /// What calls of the program's allocators will not be seen although there are some, and why.
     pub fn blind_spots(&self) -> impl Iterator<Item = &str> {
-        let hides = |function: Function| match function {
-            Function::Malloc => self.sites.iter().any(|site| site.function == Function::Malloc),
+        let mapped = self.mappings.mapped_now();
+        // Not one of the program before an `exec`: the new one may not have its C library yet.
+        let is_malloc = |site: &ProbeSite| site.function == Function::Malloc && mapped.contains(&site.module);
+        let has_malloc = self.sites.iter().any(is_malloc);
+        let hides = move |function: Function| match function {
+            Function::Malloc => has_malloc,
             function => function >= Function::Mallocx,
         };
         // A common function that a C library lacks is not there to be called.
