@@ -4,8 +4,10 @@
 //! naturally aligned, so that the kernel side writes plain structs. Decoding is total: bytes that are no
 //! record are an error for the caller to count, never a panic.
 
-/// Most return addresses in one stack.
-pub const MAX_FRAMES: usize = 127;
+use crate::code::{CodeHeader, LARGE_TABLE_BYTES, MAX_FILE_BYTES, MAX_NAME_BYTES, TextKind};
+
+/// Most frames in one stack.
+pub const MAX_FRAMES: usize = 192;
 
 /// The id of "no stack": it could not be taken, or was lost.
 pub const NO_STACK: u64 = 0;
@@ -30,6 +32,8 @@ pub enum Kind {
     Fork = 7,
     /// [`DoubtRecord`], by user space.
     Doubt = 8,
+    /// [`CodeHeader`] and what lies behind it.
+    Code = 9,
 }
 
 /// First 16 bytes of every record.
@@ -142,7 +146,7 @@ impl WalkEnd {
     }
 }
 
-/// Return addresses of one stack, innermost first. `frames[..count]` holds them.
+/// Frames of one stack, innermost first. `frames[..count]` holds them, each as [`crate::frame`] says.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stack {
@@ -156,7 +160,10 @@ pub struct Stack {
     pub end: u16,
     /// Index of the target: the same addresses mean something else in another process.
     pub target: u16,
-    /// Absolute return addresses; `frames[0]` is the return address into the allocator's caller.
+    /// All the [`CodeHeader::check`]s of the Python frames folded into one: the same addresses are another
+    /// stack when other code objects lie there.
+    pub codes: u64,
+    /// `frames[0]` is the return address into the allocator's caller.
     pub frames: [u64; MAX_FRAMES],
 }
 
@@ -187,7 +194,7 @@ pub struct StackRecord {
 }
 
 /// Bytes of a [`StackRecord`] before its frames.
-pub const STACK_RECORD_FIXED_BYTES: usize = size_of::<Header>() + 8 + 8;
+pub const STACK_RECORD_FIXED_BYTES: usize = size_of::<Header>() + 8 + 8 + 8;
 
 /// A decoded record. Borrows the frames of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,9 +215,11 @@ pub enum Record<'a> {
         id: u64,
         /// How the walk ended.
         end: WalkEnd,
-        /// Return addresses, 8 little-endian bytes each, innermost first.
+        /// The frames, innermost first.
         frames: Frames<'a>,
     },
+    /// A Python code object that later stacks name.
+    Code(Code<'a>),
     /// The target called `exec`.
     Exec(Header),
     /// The target forked a process.
@@ -219,12 +228,60 @@ pub enum Record<'a> {
     Doubt(DoubtRecord),
 }
 
-/// The return addresses of a stack record, still as bytes.
+/// A code object's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code<'a> {
+    /// What is of fixed size.
+    pub header: CodeHeader,
+    /// As much of the name as was sent, as its kind says.
+    pub name: &'a [u8],
+    /// As much of the file name as was sent, as its kind says.
+    pub file: &'a [u8],
+    /// The whole line table; empty where it was not sent.
+    pub table: &'a [u8],
+}
+
+impl<'a> Code<'a> {
+    fn decode(cursor: &mut Cursor<'a>, header: Header) -> Result<Self, DecodeError> {
+        let (code_addr, check, shape, chars, table) =
+            (cursor.word()?, cursor.word()?, cursor.word()?, cursor.word()?, cursor.word()?);
+        let [.., minor, name_kind, file_kind, _] = shape.to_le_bytes();
+        let header = CodeHeader {
+            header,
+            code_addr,
+            check,
+            first_line: shape as u32,
+            minor,
+            name_kind,
+            file_kind,
+            reserved: 0,
+            name_chars: chars as u32,
+            file_chars: (chars >> 32) as u32,
+            table_bytes: table as u32,
+            table_field_bytes: (table >> 32) as u32,
+        };
+        let name = cursor.field(MAX_NAME_BYTES, text_bytes(header.name_chars, name_kind))?;
+        let file = cursor.field(MAX_FILE_BYTES, text_bytes(header.file_chars, file_kind))?;
+        let table_bytes = if header.table_field_bytes == 0 { 0 } else { header.table_bytes as usize };
+        if header.table_field_bytes as usize > LARGE_TABLE_BYTES {
+            return Err(DecodeError::BadCode);
+        }
+        let table = cursor.field(header.table_field_bytes as usize, table_bytes)?;
+        Ok(Self { header, name, file, table })
+    }
+}
+
+/// Bytes of a text of `chars` characters.
+fn text_bytes(chars: u32, kind: u8) -> usize {
+    (chars as usize).saturating_mul(TextKind::from_number(kind) as usize)
+}
+
+/// The frames of a stack record, still as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames<'a>(&'a [u8]);
 
 impl Frames<'_> {
-    /// The addresses, innermost first.
+    /// The words, innermost first: see [`crate::frame`].
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         self.0.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word))
     }
@@ -239,6 +296,8 @@ pub enum DecodeError {
     UnknownKind(u8),
     /// A stack with more than [`MAX_FRAMES`] frames or an unknown [`WalkEnd`].
     BadStack,
+    /// A code object with a line table of a size that is never sent.
+    BadCode,
 }
 
 impl core::fmt::Display for DecodeError {
@@ -247,6 +306,7 @@ impl core::fmt::Display for DecodeError {
             Self::Truncated => f.write_str("record is cut short"),
             Self::UnknownKind(kind) => write!(f, "unknown record kind {kind}"),
             Self::BadStack => f.write_str("malformed stack record"),
+            Self::BadCode => f.write_str("malformed record of a code object"),
         }
     }
 }
@@ -261,6 +321,13 @@ impl<'a> Cursor<'a> {
         let (word, rest) = self.0.split_first_chunk::<8>().ok_or(DecodeError::Truncated)?;
         self.0 = rest;
         Ok(u64::from_le_bytes(*word))
+    }
+
+    /// A field of `field_bytes`, of which the first `used_bytes` count.
+    fn field(&mut self, field_bytes: usize, used_bytes: usize) -> Result<&'a [u8], DecodeError> {
+        let (field, rest) = self.0.split_at_checked(field_bytes).ok_or(DecodeError::Truncated)?;
+        self.0 = rest;
+        Ok(&field[..used_bytes.min(field_bytes)])
     }
 
     fn header(&mut self) -> Result<Header, DecodeError> {
@@ -314,11 +381,13 @@ impl<'a> Record<'a> {
                 if count > MAX_FRAMES || id == NO_STACK {
                     return Err(DecodeError::BadStack);
                 }
+                let _codes = cursor.word()?;
                 let frames = cursor.0.get(..count * 8).ok_or(DecodeError::Truncated)?;
                 Self::Stack { header, id, end, frames: Frames(frames) }
             }
             kind if kind == Kind::Exec as u8 => Self::Exec(header),
             kind if kind == Kind::Fork as u8 => Self::Fork(header),
+            kind if kind == Kind::Code as u8 => Self::Code(Code::decode(&mut cursor, header)?),
             kind if kind == Kind::Doubt as u8 => Self::Doubt(DoubtRecord { header, addr: cursor.word()? }),
             kind => return Err(DecodeError::UnknownKind(kind)),
         })
@@ -332,6 +401,7 @@ impl<'a> Record<'a> {
             Self::ReplaceBegin(record) => &record.header,
             Self::ReplaceEnd(record) => &record.header,
             Self::Doubt(record) => &record.header,
+            Self::Code(record) => &record.header.header,
             Self::Stack { header, .. } | Self::Exec(header) | Self::Fork(header) => header,
         }
     }
@@ -396,7 +466,7 @@ mod tests {
                 released_addr: 9
             }))
         );
-        let stack = words(&[first_word(Kind::Stack), 5, 6, 2 | 1 << 32, 0x10, 0x20]);
+        let stack = words(&[first_word(Kind::Stack), 5, 6, 2 | 1 << 32, 7, 0x10, 0x20]);
         match Record::decode(&stack) {
             Ok(Record::Stack { id: 6, end: WalkEnd::TooDeep, frames, .. }) => {
                 assert_eq!(frames.iter().collect::<Vec<_>>(), [0x10, 0x20]);
@@ -434,16 +504,16 @@ mod tests {
         for kind in [Kind::Allocate, Kind::Release, Kind::ReplaceBegin, Kind::ReplaceEnd] {
             assert_eq!(Record::decode(&words(&[first_word(kind), 5])), Err(DecodeError::Truncated));
         }
-        let too_many = words(&[first_word(Kind::Stack), 5, 6, 128]);
+        let too_many = words(&[first_word(Kind::Stack), 5, 6, 193, 7]);
         assert_eq!(Record::decode(&too_many), Err(DecodeError::BadStack));
-        let cut = words(&[first_word(Kind::Stack), 5, 6, 2, 0x10]);
+        let cut = words(&[first_word(Kind::Stack), 5, 6, 2, 7, 0x10]);
         assert_eq!(Record::decode(&cut), Err(DecodeError::Truncated));
-        let of_a_later_image = words(&[first_word(Kind::Stack), 5, 6, 1 | 3 << 24, 0x10]);
+        let of_a_later_image = words(&[first_word(Kind::Stack), 5, 6, 1 | 3 << 24, 7, 0x10]);
         assert!(matches!(
             Record::decode(&of_a_later_image),
             Ok(Record::Stack { end: WalkEnd::Complete, .. })
         ));
-        let marked = words(&[first_word(Kind::Stack), 5, 6, 1 | 1 << 16, 0x10]);
+        let marked = words(&[first_word(Kind::Stack), 5, 6, 1 | 1 << 16, 7, 0x10]);
         assert_eq!(Record::decode(&marked), Err(DecodeError::BadStack));
         let unknown_end = words(&[first_word(Kind::Stack), 5, 6, 77 << 32]);
         assert_eq!(Record::decode(&unknown_end), Err(DecodeError::BadStack));

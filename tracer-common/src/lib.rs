@@ -10,10 +10,14 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod code;
 pub mod config;
 pub mod counter;
 pub mod event;
+pub mod frame;
 pub mod lost;
 pub mod memory;
 pub mod native;
 pub mod probe;
+pub mod python;
+pub mod unwind_table;

@@ -185,7 +185,8 @@ mod tests {
 
     fn walked(words: Vec<u64>, rows: &[(u64, CallSite)], bp: u64) -> (Vec<u64>, WalkEnd) {
         let memory = Words { start: 0x1000, words };
-        let mut stack = Stack { count: 9, is_sent: 0, image: 0, end: 9, target: 0, frames: [0; MAX_FRAMES] };
+        let mut stack =
+            Stack { count: 9, is_sent: 0, image: 0, end: 9, target: 0, codes: 0, frames: [0; MAX_FRAMES] };
         let rows = Rows(rows.iter().copied().collect());
         walk(&memory, &rows, Registers { sp: 0x1000, bp }, &mut stack);
         (stack.frames[..stack.count as usize].to_vec(), WalkEnd::from_number(stack.end).unwrap())

@@ -1,6 +1,7 @@
 //! The values that travel between the stages, and the report: the JSON schema `memtrace.report.v1`.
 
 use serde::{Deserialize, Serialize};
+use tracer_common::code::CodeHeader;
 use tracer_common::event::{
     AllocateRecord, DoubtRecord, Header, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
 };
@@ -18,12 +19,27 @@ pub enum Event {
     ReplaceEnd(ReplaceEndRecord),
     /// A stack that later events name by its id.
     Stack(RawStack),
+    /// A Python code object that later stacks name by its address.
+    Code(RawCode),
     /// The target called `exec`.
     Exec(Header),
     /// The target forked a process that has a copy of its memory.
     Fork(Header),
     /// A block may have been freed unseen.
     Doubt(DoubtRecord),
+}
+
+/// A Python code object as read in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawCode {
+    /// What is of fixed size.
+    pub header: CodeHeader,
+    /// As much of the name as was sent, as its kind says.
+    pub name: Box<[u8]>,
+    /// As much of the file name as was sent, as its kind says.
+    pub file: Box<[u8]>,
+    /// The whole line table; empty where it was not sent.
+    pub table: Box<[u8]>,
 }
 
 /// Return addresses as taken in the kernel.

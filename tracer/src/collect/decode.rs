@@ -2,7 +2,7 @@
 
 use tracer_common::event::Record;
 
-use crate::model::{Event, RawStack};
+use crate::model::{Event, RawCode, RawStack};
 
 /// Decodes records and counts those that are none.
 #[derive(Debug, Default)]
@@ -38,6 +38,12 @@ fn event(record: Record<'_>) -> Event {
         Record::Stack { header, id, end, frames } => {
             Event::Stack(RawStack { header, id, end, return_addrs: frames.iter().collect() })
         }
+        Record::Code(code) => Event::Code(RawCode {
+            header: code.header,
+            name: code.name.into(),
+            file: code.file.into(),
+            table: code.table.into(),
+        }),
         Record::Exec(header) => Event::Exec(header),
         Record::Fork(header) => Event::Fork(header),
         Record::Doubt(record) => Event::Doubt(record),
@@ -58,6 +64,7 @@ impl Event {
             Self::ReplaceBegin(record) => &record.header,
             Self::ReplaceEnd(record) => &record.header,
             Self::Stack(stack) => &stack.header,
+            Self::Code(code) => &code.header.header,
             Self::Doubt(record) => &record.header,
             Self::Exec(header) | Self::Fork(header) => header,
         }

@@ -112,7 +112,7 @@ impl Ledger {
             Event::ReplaceBegin(record) => self.replace_begin(record),
             Event::ReplaceEnd(record) => self.replace_end(record),
             Event::Doubt(record) => self.doubt(record),
-            Event::Stack(_) | Event::Exec(_) | Event::Fork(_) => {}
+            Event::Stack(_) | Event::Code(_) | Event::Exec(_) | Event::Fork(_) => {}
         }
     }
 

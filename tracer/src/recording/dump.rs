@@ -111,6 +111,7 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
         Record::ReplaceBegin(_) => "replace-begin",
         Record::ReplaceEnd(_) => "replace-end",
         Record::Stack { .. } => "stack",
+        Record::Code(_) => "code",
         Record::Exec(_) => "exec",
         Record::Fork(_) => "fork",
         Record::Doubt(_) => "doubt",
@@ -139,6 +140,9 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
             frames.iter().try_for_each(|addr| write!(out, " {addr:#x}"))?;
         }
         Record::Doubt(record) => write!(out, " addr={:#x}", record.addr)?,
+        Record::Code(code) => {
+            write!(out, " addr={:#x} check={:#x}", code.header.code_addr, code.header.check)?
+        }
         Record::Exec(_) | Record::Fork(_) => {}
     }
     writeln!(out)

@@ -123,7 +123,8 @@ fn own_functions(flags: &[&str]) -> (Vec<&'static str>, Option<WalkEnd>) {
         }
     }
     let at_entry = Registers { sp: sp + 8, bp: memory.read_word(sp).unwrap() };
-    let mut stack = Stack { count: 0, is_sent: 0, image: 0, end: 0, target: 0, frames: [0; MAX_FRAMES] };
+    let mut stack =
+        Stack { count: 0, is_sent: 0, image: 0, end: 0, target: 0, codes: 0, frames: [0; MAX_FRAMES] };
     walk(&memory, &Rows(rows), at_entry, &mut stack);
 
     let path = std::fs::canonicalize(&path).unwrap();
