@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use iced_x86::FlowControl;
+use iced_x86::{FlowControl, Instruction};
 
 use super::calls::{CodeReader, is_call};
 
@@ -14,9 +14,31 @@ pub(super) fn calls_from_entry(code: &mut CodeReader<'_>, from_entry: Range<u64>
         if !has_left && is_call(instruction) {
             each(instruction.next_ip());
         }
-        has_left |= matches!(
-            instruction.flow_control(),
-            FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return
-        );
+        has_left |= leaves(instruction);
     });
+}
+
+/// Where the code from the entry point on jumps away for good: the first address behind that. The start of
+/// `from_entry` where it calls nothing before: an entry point that a linker made up, in a library.
+pub(super) fn end_of_first_code(code: &mut CodeReader<'_>, from_entry: Range<u64>) -> u64 {
+    let mut end_addr = from_entry.end;
+    let mut has_left = false;
+    let mut calls = false;
+    code.instructions(from_entry.start, from_entry.end, |instruction| {
+        if has_left {
+            return;
+        }
+        calls |= is_call(instruction);
+        has_left = leaves(instruction);
+        end_addr = instruction.next_ip().min(from_entry.end);
+    });
+    if calls { end_addr } else { from_entry.start }
+}
+
+/// Whether nothing falls through to the instruction behind.
+fn leaves(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.flow_control(),
+        FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return
+    )
 }

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use gimli::{
-    BaseAddresses, CieOrFde, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice, LittleEndian,
-    UnwindOffset, UnwindSection,
+    BaseAddresses, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice, FrameDescriptionEntry,
+    LittleEndian, UnwindOffset, UnwindSection,
 };
 
-use super::image::Image;
+use super::entries::Entries;
+use super::image::{Image, Region};
 
 /// How gimli reads the tables.
 pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
@@ -48,72 +49,113 @@ pub(super) struct Tables<'a> {
     pub(super) debug_frame: DebugFrame<Bytes<'a>>,
     /// What encoded addresses are relative to.
     pub(super) bases: BaseAddresses,
+    /// What the entries of each table have in common, by where that lies. Few entries name many.
+    eh_common: Common<'a>,
+    debug_common: Common<'a>,
 }
 
+type Common<'a> = HashMap<usize, CommonInformationEntry<Bytes<'a>>>;
+
 impl<'a> Tables<'a> {
-    /// The tables of `image`.
-    pub(super) fn new(image: &Image<'a>) -> Self {
-        let mut eh_frame = EhFrame::new(image.eh_frame.bytes, LittleEndian);
-        let mut debug_frame = DebugFrame::new(image.debug_frame, LittleEndian);
+    /// The tables of a file.
+    pub(super) fn new(eh_frame: Region<'a>, debug_frame: &'a [u8]) -> Self {
+        let bases = BaseAddresses::default().set_eh_frame(eh_frame.addr);
+        let mut eh_frame = EhFrame::new(eh_frame.bytes, LittleEndian);
+        let mut debug_frame = DebugFrame::new(debug_frame, LittleEndian);
         eh_frame.set_address_size(8);
         debug_frame.set_address_size(8);
-        Self { eh_frame, debug_frame, bases: BaseAddresses::default().set_eh_frame(image.eh_frame.addr) }
+        Self { eh_frame, debug_frame, bases, eh_common: Common::new(), debug_common: Common::new() }
     }
 
     /// Every function in the code of `image`, by address, without overlaps.
-    pub(super) fn functions(&self, image: &Image<'_>) -> Vec<Function> {
-        let mut functions = Vec::new();
-        self.read(&self.eh_frame, Source::EhFrame, image, &mut functions);
-        self.read(&self.debug_frame, Source::DebugFrame, image, &mut functions);
-        functions.sort_by_key(|function| (function.start_addr, function.source));
-        functions.dedup_by_key(|function| function.start_addr);
-        let mut covered_until = 0;
-        for index in 0..functions.len() {
-            let next = functions.get(index + 1).map_or(u64::MAX, |next| next.start_addr);
-            if let Some(function) = functions.get_mut(index) {
-                covered_until = function.end_addr.max(covered_until);
-                function.covered_until = covered_until;
-                function.end_addr = function.end_addr.min(next);
-            }
+    pub(super) fn functions(&mut self, image: &Image<'_>) -> Vec<Function> {
+        let mut functions = read(&self.eh_frame, &self.bases, &mut self.eh_common, Source::EhFrame, image);
+        cover(&mut functions);
+        let others = read(&self.debug_frame, &self.bases, &mut self.debug_common, Source::DebugFrame, image);
+        if !others.is_empty() {
+            let is_described = |addr: u64| {
+                let behind = functions.partition_point(|function| function.start_addr <= addr);
+                let before = behind.checked_sub(1).and_then(|index| functions.get(index));
+                before.is_some_and(|function| addr < function.covered_until)
+            };
+            let others: Vec<_> =
+                others.into_iter().filter(|function| !is_described(function.start_addr)).collect();
+            functions.extend(others);
+            cover(&mut functions);
         }
         functions
     }
 
-    /// Appends the functions of one table, up to where it is damaged.
-    fn read<S: UnwindSection<Bytes<'a>>>(
+    /// The entry of `function`, which is in `section`; `None` where it is damaged.
+    pub(super) fn entry<S: UnwindSection<Bytes<'a>>>(
         &self,
         section: &S,
-        source: Source,
-        image: &Image<'_>,
-        functions: &mut Vec<Function>,
-    ) {
-        let mut common = HashMap::<usize, CommonInformationEntry<Bytes<'a>>>::new();
-        let mut entries = section.entries(&self.bases);
-        while let Ok(Some(entry)) = entries.next() {
-            let CieOrFde::Fde(partial) = entry else {
-                continue;
-            };
-            let parsed = partial.parse(|section, bases, offset| {
-                let key = UnwindOffset::into(offset);
-                if let Some(known) = common.get(&key) {
-                    return Ok(known.clone());
-                }
-                let entry = section.cie_from_offset(bases, offset)?;
-                common.insert(key, entry.clone());
-                Ok(entry)
-            });
-            let Ok(entry) = parsed else { continue };
-            let start_addr = entry.initial_address();
-            let end_addr = entry.end_address();
-            // Entries of functions that the linker dropped start at 0 or 1.
-            if end_addr <= start_addr
-                || entry.cie().entry_len() > LONGEST_COMMON_ENTRY_BYTES
-                || !image.is_code(start_addr)
-            {
-                continue;
-            }
-            let entry_offset = entry.offset();
-            functions.push(Function { start_addr, end_addr, covered_until: 0, entry_offset, source });
+        function: &Function,
+    ) -> Option<FrameDescriptionEntry<Bytes<'a>>>
+    where
+        S::Offset: From<usize>,
+    {
+        let common = match function.source {
+            Source::EhFrame => &self.eh_common,
+            Source::DebugFrame => &self.debug_common,
+        };
+        let offset = S::Offset::from(function.entry_offset);
+        let entry = section.fde_from_offset(&self.bases, offset, |section, bases, offset| {
+            let known = common.get(&UnwindOffset::into(offset)).cloned();
+            known.map_or_else(|| section.cie_from_offset(bases, offset), Ok)
+        });
+        entry.ok()
+    }
+}
+
+/// Sorts `functions` by address and ends each where the next one starts.
+fn cover(functions: &mut Vec<Function>) {
+    functions.sort_by_key(|function| (function.start_addr, function.source));
+    functions.dedup_by_key(|function| function.start_addr);
+    let mut covered_until = 0;
+    for index in 0..functions.len() {
+        let next = functions.get(index + 1).map_or(u64::MAX, |next| next.start_addr);
+        if let Some(function) = functions.get_mut(index) {
+            covered_until = function.end_addr.max(covered_until);
+            function.covered_until = covered_until;
+            function.end_addr = function.end_addr.min(next);
         }
     }
+}
+
+/// The functions of one table in its own order, but for damaged ones.
+fn read<'a, S: UnwindSection<Bytes<'a>>>(
+    section: &S,
+    bases: &BaseAddresses,
+    common: &mut Common<'a>,
+    source: Source,
+    image: &Image<'_>,
+) -> Vec<Function>
+where
+    S::Offset: From<usize>,
+{
+    let mut functions = Vec::new();
+    for entry_offset in Entries::new(section.section().slice(), source) {
+        let entry = section.fde_from_offset(bases, entry_offset.into(), |section, bases, offset| {
+            let key = UnwindOffset::into(offset);
+            if let Some(known) = common.get(&key) {
+                return Ok(known.clone());
+            }
+            let entry = section.cie_from_offset(bases, offset)?;
+            common.insert(key, entry.clone());
+            Ok(entry)
+        });
+        let Ok(entry) = entry else { continue };
+        let start_addr = entry.initial_address();
+        let end_addr = entry.end_address();
+        // Entries of functions that the linker dropped start at 0 or 1.
+        if end_addr <= start_addr
+            || entry.cie().entry_len() > LONGEST_COMMON_ENTRY_BYTES
+            || !image.is_code(start_addr)
+        {
+            continue;
+        }
+        functions.push(Function { start_addr, end_addr, covered_until: 0, entry_offset, source });
+    }
+    functions
 }

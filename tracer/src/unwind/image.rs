@@ -1,13 +1,15 @@
 //! What of an ELF file is code, and where its unwind tables lie.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use object::{LittleEndian, ReadRef};
 
-use super::UnwindError;
-use super::functions::Function;
+use super::entries::Entries;
+use super::functions::{Function, Source};
+use super::{UnwindError, packed};
 
 /// One executable `PT_LOAD` segment.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +17,7 @@ pub(super) struct CodeSegment<'a> {
     /// Address of the first byte, as the file states it (before relocation).
     pub(super) addr: u64,
     /// Offset in the file of the first byte.
-    file_offset: u64,
+    pub(super) file_offset: u64,
     /// The bytes that the file has.
     pub(super) bytes: &'a [u8],
 }
@@ -51,8 +53,8 @@ pub(super) struct Image<'a> {
     code: Vec<Range<u64>>,
     /// `.eh_frame`
     pub(super) eh_frame: Region<'a>,
-    /// `.debug_frame`, where it is present and not compressed.
-    pub(super) debug_frame: &'a [u8],
+    /// `.debug_frame`; empty where there is none that can be read.
+    pub(super) debug_frame: Cow<'a, [u8]>,
 }
 
 type Header = elf::FileHeader64<LittleEndian>;
@@ -75,8 +77,13 @@ impl<'a> Image<'a> {
             return Err(UnwindError::NoCode);
         }
         let entry_addr = header.e_entry(LittleEndian);
-        let mut image =
-            Self { segments, entry_addr, code: Vec::new(), eh_frame: Region::default(), debug_frame: &[] };
+        let mut image = Self {
+            segments,
+            entry_addr,
+            code: Vec::new(),
+            eh_frame: Region::default(),
+            debug_frame: debug_frame(elf),
+        };
         image.read_sections(header, elf);
         if image.eh_frame.bytes.is_empty() {
             image.eh_frame = eh_frame_by_header(program, elf).unwrap_or_default();
@@ -149,15 +156,31 @@ impl<'a> Image<'a> {
             let Ok(bytes) = section.data(LittleEndian, elf) else {
                 continue;
             };
-            match sections.section_name(LittleEndian, section) {
-                Ok(b".eh_frame") => self.eh_frame = Region { addr, bytes },
-                Ok(b".debug_frame") if flags & u64::from(elf::SHF_COMPRESSED) == 0 => {
-                    self.debug_frame = bytes;
-                }
-                _ => {}
+            if sections.section_name(LittleEndian, section) == Ok(b".eh_frame") {
+                self.eh_frame = Region { addr, bytes };
             }
         }
     }
+}
+
+/// The section `.debug_frame` of the file `elf`; empty where there is none that can be read. The file may be
+/// one of debug information only.
+pub(super) fn debug_frame(elf: &[u8]) -> Cow<'_, [u8]> {
+    let read = || {
+        let header = Header::parse(elf).ok()?;
+        let sections = header.sections(LittleEndian, elf).ok()?;
+        sections.iter().find_map(|section| {
+            let bytes = section.data(LittleEndian, elf).ok().filter(|bytes| !bytes.is_empty())?;
+            let is_compressed = section.sh_flags(LittleEndian) & u64::from(elf::SHF_COMPRESSED) != 0;
+            match sections.section_name(LittleEndian, section).ok()? {
+                b".debug_frame" if is_compressed => packed::unpack(bytes),
+                b".debug_frame" => Some(Cow::Borrowed(bytes)),
+                b".zdebug_frame" => packed::unpack_old(bytes),
+                _ => None,
+            }
+        })
+    };
+    read().unwrap_or_default()
 }
 
 /// The executable segments by address. Overlaps, which only a damaged file has, are left out, so that
@@ -202,7 +225,7 @@ fn segment_bytes<'a>(segment: &Segment, elf: &'a [u8]) -> &'a [u8] {
 }
 
 /// Finds `.eh_frame` in a file without section headers: `.eh_frame_hdr`, which has a segment of its own,
-/// holds its address. Its end is not stated; a zero length ends it, at the latest its segment.
+/// holds its address. Its end is not stated; a terminator ends it, at the latest its segment.
 fn eh_frame_by_header<'a>(program: &[Segment], elf: &'a [u8]) -> Option<Region<'a>> {
     let header = program.iter().find(|segment| segment.p_type(LittleEndian) == elf::PT_GNU_EH_FRAME)?;
     let bases = gimli::BaseAddresses::default().set_eh_frame_hdr(header.p_vaddr(LittleEndian));
@@ -214,6 +237,7 @@ fn eh_frame_by_header<'a>(program: &[Segment], elf: &'a [u8]) -> Option<Region<'
     program.iter().filter(|segment| segment.p_type(LittleEndian) == elf::PT_LOAD).find_map(|segment| {
         let inside = addr.checked_sub(segment.p_vaddr(LittleEndian))?;
         let bytes = segment_bytes(segment, elf).get(usize::try_from(inside).ok()?..)?;
+        let bytes = bytes.get(..Entries::new(bytes, Source::EhFrame).first_part_bytes())?;
         (!bytes.is_empty()).then_some(Region { addr, bytes })
     })
 }

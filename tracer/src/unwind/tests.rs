@@ -1,17 +1,20 @@
 //! Tests over programs built for the purpose, and over damaged copies of them.
 
+mod call_sites;
 mod damage;
+mod tables;
+mod truth;
 mod walk;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Command;
 
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSymbol};
-use tracer_common::native::{Base, CallSite};
+use tracer_common::unwind_table::{CodeMapping, Rule, Words, rule_at};
 
-use super::{UnwindError, call_sites};
+use super::Table;
+use super::image::Image;
 
 /// Builds `source` (a C or assembly file by its `name`) with the C compiler and returns the file.
 fn build(name: &str, source: &str, flags: &[&str]) -> (tempfile::TempDir, PathBuf) {
@@ -45,248 +48,54 @@ fn symbols(elf: &[u8]) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// The rows at the symbols of a file.
-fn rows_by_symbol(elf: &[u8]) -> HashMap<String, CallSite> {
-    let rows: HashMap<u64, CallSite> =
-        call_sites(elf).unwrap().iter().map(|row| (row.file_offset, row.row)).collect();
-    symbols(elf).into_iter().filter_map(|(name, at)| Some((name, *rows.get(&at)?))).collect()
-}
-
-/// Labels `r…` mark the return addresses.
-const ASSEMBLY: &str = "
-    .text
-plain:
-    .cfi_startproc
-    call    *%rax
-r_entry:
-    push    %rbp
-    .cfi_def_cfa_offset 16
-    .cfi_offset %rbp, -16
-    call    outside
-r_pushed:
-    sub     $64, %rsp
-    .cfi_adjust_cfa_offset 64
-    call    *8(%rax)
-r_local:
-    .cfi_remember_state
-    add     $64, %rsp
-    .cfi_adjust_cfa_offset -64
-    pop     %rbp
-    .cfi_def_cfa_offset 8
-    .cfi_restore %rbp
-    call    outside
-r_restored:
-    ret
-    .cfi_restore_state
-    call    outside
-r_cold:
-    .cfi_endproc
-
-framed:
-    .cfi_startproc
-    push    %rbp
-    .cfi_def_cfa_offset 16
-    .cfi_offset %rbp, -16
-    mov     %rsp, %rbp
-    .cfi_def_cfa_register %rbp
-    call    outside
-r_framed:
-    .cfi_same_value %rbp
-    call    outside
-r_same:
-    .cfi_offset %rbp, -40000
-    call    outside
-r_far:
-    .cfi_offset %rbp, 0
-    call    outside
-r_at_cfa:
-    .cfi_escape 0x10, 0x06, 0x02, 0x76, 0x00
-    call    outside
-r_rbp_expression:
-    ret
-    .cfi_endproc
-
-outermost:
-    .cfi_startproc
-    .cfi_undefined %rip
-    call    outside
-r_outermost:
-    hlt
-    .cfi_endproc
-
-odd:
-    .cfi_startproc
-    .cfi_def_cfa %rbx, 8
-    call    outside
-r_other_register:
-    .cfi_def_cfa %rsp, 8
-    .cfi_offset %rip, -16
-    call    outside
-r_return_address_elsewhere:
-    .cfi_offset %rip, -8
-    .cfi_escape 0x0f, 0x03, 0x76, 0x78, 0x06
-    call    outside
-r_cfa_expression:
-    .cfi_def_cfa %rsp, 8
-    call    outside
-    .cfi_endproc
-
-r_at_the_end:
-handler_returns_here:
-    .cfi_startproc
-    .cfi_signal_frame
-    mov     $15, %eax
-    syscall
-    .cfi_endproc
-
-r_none_1:
-    sub     $8, %rsp
-    call    outside
-r_none_2:
-    add     $8, %rsp
-    ret
-without_table:
-    push    %rbp
-    mov     %rsp, %rbp
-    sub     $32, %rsp
-    call    outside
-r_frame_pointer:
-    test    %eax, %eax
-    jne     1f
-    leave
-    ret
-1:  call    outside
-r_frame_pointer_2:
-    leave
-    ret
-    sub     $8, %rsp
-    call    outside
-r_none_3:
-    add     $8, %rsp
-    ret
-outside:
-    ret
-";
-
-fn expected() -> HashMap<String, CallSite> {
-    [
-        ("r_entry", CallSite::new(Base::Rsp, 8, 0)),
-        ("r_pushed", CallSite::new(Base::Rsp, 16, -16)),
-        ("r_local", CallSite::new(Base::Rsp, 80, -16)),
-        ("r_restored", CallSite::new(Base::Rsp, 8, 0)),
-        ("r_cold", CallSite::new(Base::Rsp, 80, -16)),
-        // The function behind starts at the same address.
-        ("framed", CallSite::new(Base::Rsp, 80, -16)),
-        ("r_framed", CallSite::FRAME_POINTER),
-        ("r_same", CallSite::new(Base::Rbp, 16, 0)),
-        ("r_far", CallSite::UNSUPPORTED),
-        ("r_at_cfa", CallSite::UNSUPPORTED),
-        ("r_rbp_expression", CallSite::UNSUPPORTED),
-        ("r_outermost", CallSite::OUTERMOST),
-        ("r_other_register", CallSite::UNSUPPORTED),
-        ("r_return_address_elsewhere", CallSite::UNSUPPORTED),
-        ("r_cfa_expression", CallSite::UNSUPPORTED),
-        ("r_at_the_end", CallSite::new(Base::Rsp, 8, 0)),
-        // Behind a call and start of a trampoline at once: the call's rule is the one in force.
-        ("handler_returns_here", CallSite::new(Base::Rsp, 8, 0)),
-        ("r_frame_pointer", CallSite::FRAME_POINTER),
-        ("r_frame_pointer_2", CallSite::FRAME_POINTER),
-    ]
-    .into_iter()
-    .map(|(name, row)| (name.to_owned(), row))
-    .collect()
-}
-
-fn assembled(sections: &str) -> Vec<u8> {
-    built("rows.S", &format!("{sections}\n{ASSEMBLY}"), &["-shared", "-nostdlib"])
-}
-
 fn without_section_headers(mut elf: Vec<u8>) -> Vec<u8> {
     elf[0x28..0x30].fill(0); // e_shoff
     elf[0x3c..0x40].fill(0); // e_shnum, e_shstrndx
     elf
 }
 
-#[test]
-fn every_call_has_the_rule_in_force_at_the_call() {
-    let elf = assembled("");
-    assert_eq!(rows_by_symbol(&elf), expected());
-    let rows = call_sites(&elf).unwrap();
-    assert!(rows.is_sorted_by(|a, b| a.file_offset < b.file_offset));
+/// A table with its file mapped as a whole at [`Lookup::ADDR`].
+struct Lookup<'a> {
+    table: &'a Table,
+    /// Address in the file, offset, length of each segment.
+    segments: Vec<(u64, u64, u64)>,
 }
 
-#[test]
-fn debug_frame_stands_in_for_eh_frame() {
-    assert_eq!(rows_by_symbol(&assembled(".cfi_sections .debug_frame")), expected());
+impl Words for Lookup<'_> {
+    fn word(&self, table: u32, index: u32) -> Option<u64> {
+        assert_eq!(table, 7);
+        self.table.words.get(index as usize).copied()
+    }
 }
 
-#[test]
-fn section_headers_are_not_needed() {
-    let elf = assembled("");
-    let rows = call_sites(&elf).unwrap();
-    assert_eq!(call_sites(&without_section_headers(elf)).unwrap(), rows);
-}
+impl<'a> Lookup<'a> {
+    const ADDR: u64 = 0x7f00_0000_0000;
 
-#[test]
-fn what_the_entry_point_calls_has_it_as_the_outermost_frame() {
-    let source = "
-    .globl _start
-_start:
-    mov     %rsp, %rdi
-    call    first
-r_first:
-    xor     %ebp, %ebp
-    call    *%rax
-r_second:
-    jmp     *%r12
-first:
-    call    *%rax
-r_behind:
-    ret
-";
-    let rows = rows_by_symbol(&built("entry.s", source, &["-nostdlib", "-static"]));
-    let expected = ["r_first", "r_second"].map(|label| (label.to_owned(), CallSite::OUTERMOST));
-    assert_eq!(rows, HashMap::from(expected));
-}
+    fn new(elf: &[u8], table: &'a Table) -> Self {
+        let image = Image::parse(elf).unwrap();
+        let segments = image.segments().iter();
+        let segments =
+            segments.map(|segment| (segment.addr, segment.file_offset, segment.bytes.len() as u64)).collect();
+        Self { table, segments }
+    }
 
-#[test]
-fn a_signal_trampoline_ends_the_walk_with_a_reason() {
-    // As in glibc: the range starts one byte before the trampoline.
-    let source = "
-        .text
-        .cfi_startproc
-        .cfi_signal_frame
-        nop
-    restorer:
-        mov     $15, %eax
-        syscall
-        .cfi_endproc";
-    let rows = rows_by_symbol(&built("signal.S", source, &["-shared", "-nostdlib"]));
-    assert_eq!(rows.get("restorer"), Some(&CallSite::UNSUPPORTED));
-}
+    /// The rule at an address as the file states it.
+    fn at(&self, addr: u64) -> Rule {
+        let inside = |segment: &&(u64, u64, u64)| addr.wrapping_sub(segment.0) < segment.2;
+        let segment = self.segments.iter().find(inside).unwrap();
+        self.at_offset(addr - segment.0 + segment.1)
+    }
 
-#[test]
-fn compiled_code_with_frame_pointers_has_frame_pointer_rows() {
-    let source = "
-        int outside(int *); int with_alloca(int n)
-        { int *p = __builtin_alloca(n); return outside(p) + p[0]; }
-        int plain(int n) { int v[4] = {n}; return outside(v) + v[1]; }";
-    let shared = ["-shared", "-fPIC", "-O2", "-nostdlib"];
-    let bases = |flag: &str| {
-        let elf = built("frames.c", source, &[shared.as_slice(), &[flag]].concat());
-        let rows = call_sites(&elf).unwrap();
-        rows.iter().map(|row| row.row.base()).collect::<Vec<_>>()
-    };
-    assert_eq!(bases("-fno-omit-frame-pointer"), [Base::Rbp, Base::Rbp]);
-    assert_eq!(bases("-fomit-frame-pointer"), [Base::Rbp, Base::Rsp]);
-}
-
-#[test]
-fn what_is_no_x86_64_program_is_refused() {
-    assert!(matches!(call_sites(b"#!/bin/sh\n"), Err(UnwindError::NotElf(_))));
-    let mut elf = assembled("");
-    elf[0x12] = 183; // e_machine: AArch64
-    assert!(matches!(call_sites(&elf), Err(UnwindError::WrongMachine { machine: 183 })));
-    let object_file = built("rows.S", ASSEMBLY, &["-c"]);
-    assert!(matches!(call_sites(&object_file), Err(UnwindError::NoCode)));
+    /// The rule at an offset in the file.
+    fn at_offset(&self, offset: u64) -> Rule {
+        let mapping = CodeMapping {
+            start_addr: Self::ADDR,
+            end_addr: u64::MAX,
+            file_offset: 0,
+            table: 7,
+            reserved: 0,
+            geometry: self.table.geometry,
+        };
+        rule_at(self, &mapping, Self::ADDR + offset)
+    }
 }

@@ -1,0 +1,188 @@
+//! The rules of all code, in the order of the file.
+
+use std::ops::Range;
+
+use gimli::{FrameDescriptionEntry, UnwindContext, UnwindSection};
+use memchr::memmem;
+use tracer_common::unwind_table::{Base, Rule};
+
+use super::calls::CodeReader;
+use super::functions::{Bytes, Function, Source, Tables};
+use super::image::{CodeSegment, Image};
+use super::rows::{Rows, WideRules};
+use super::rule::{Form, Reader};
+use super::{Table, UnwindError, entry, frame_pointers};
+
+/// Bytes of a slot in a PLT.
+const PLT_SLOT_BYTES: u64 = 16;
+
+/// The code that ends a signal handler, `mov $15, %rax; syscall` or the same by `%eax`: C libraries other
+/// than glibc (musl), Go, and those who make system calls on their own leave it without a description.
+const SIGNAL_RETURNS: [&[u8]; 2] =
+    [&[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05], &[0xb8, 15, 0, 0, 0, 0x0f, 0x05]];
+
+/// A file has one such place, or a few. So many are believed.
+const MAX_SIGNAL_RETURNS: usize = 64;
+
+/// The table of `image`.
+pub(super) fn compile(image: &Image<'_>) -> Result<Table, UnwindError> {
+    let mut tables = Tables::new(image.eh_frame, &image.debug_frame);
+    let functions = tables.functions(image);
+    let mut compiler = Compiler {
+        tables: &tables,
+        context: UnwindContext::new(),
+        rows: Rows::new(),
+        wide: WideRules::default(),
+        signal_returns_left: MAX_SIGNAL_RETURNS,
+    };
+    let mut segments: Vec<_> = image.segments().iter().collect();
+    segments.sort_by_key(|segment| segment.file_offset);
+    for segment in &segments {
+        compiler.segment(image, segment, &functions);
+    }
+    for segment in segments {
+        compiler.signal_returns(segment);
+    }
+    compiler.rows.into_table(compiler.wide)
+}
+
+struct Compiler<'t, 'a> {
+    tables: &'t Tables<'a>,
+    context: UnwindContext<usize>,
+    rows: Rows,
+    wide: WideRules,
+    signal_returns_left: usize,
+}
+
+impl<'a> Compiler<'_, 'a> {
+    /// All rows of one segment.
+    fn segment(&mut self, image: &Image<'_>, segment: &CodeSegment<'_>, functions: &[Function]) {
+        let mut code = CodeReader::new(segment);
+        let first = functions.partition_point(|function| function.start_addr < segment.addr);
+        let behind = functions.partition_point(|function| function.start_addr < segment.end_addr());
+        let mut gaps = image.code_without_tables(segment, functions).into_iter().peekable();
+        for function in functions.get(first..behind).unwrap_or_default() {
+            while let Some(gap) = gaps.next_if(|gap| gap.start < function.start_addr) {
+                self.gap(image, segment, &mut code, gap);
+            }
+            let end_addr = function.end_addr.min(segment.end_addr());
+            self.rows.set(segment.file_offset_of(function.start_addr), Rule::NONE);
+            match function.source {
+                Source::EhFrame => self.function(&self.tables.eh_frame, segment, function, end_addr),
+                Source::DebugFrame => self.function(&self.tables.debug_frame, segment, function, end_addr),
+            }
+            self.rows.set(segment.file_offset_of(end_addr), Rule::NONE);
+        }
+        for gap in gaps {
+            self.gap(image, segment, &mut code, gap);
+        }
+        self.rows.set(segment.file_offset_of(segment.end_addr()), Rule::NONE);
+    }
+
+    /// The rows of one function, as far as its entry is sound.
+    fn function<S: UnwindSection<Bytes<'a>>>(
+        &mut self,
+        section: &S,
+        segment: &CodeSegment<'_>,
+        function: &Function,
+        end_addr: u64,
+    ) where
+        S::Offset: From<usize>,
+    {
+        let Some(entry) = self.tables.entry(section, function) else { return };
+        let reader = Reader { section, encoding: entry.cie().encoding() };
+        if entry.is_signal_trampoline() {
+            let rule = self.signal_rule(&reader, &entry);
+            self.rows.set(segment.file_offset_of(function.start_addr), rule);
+            return;
+        }
+        let Ok(mut table) = entry.rows(section, &self.tables.bases, &mut self.context) else { return };
+        let mut described_until = function.start_addr;
+        while let Ok(Some(row)) = table.next_row() {
+            let start_addr = row.start_address();
+            if start_addr >= end_addr {
+                return;
+            }
+            described_until = row.end_address();
+            match reader.form(row, &mut self.wide) {
+                Form::Rule(rule) => self.rows.set(segment.file_offset_of(start_addr), rule),
+                Form::PltSlots { pushed_at } => {
+                    let end_addr = row.end_address().min(end_addr);
+                    plt_slots(&mut self.rows, segment, start_addr, end_addr, pushed_at);
+                }
+            }
+        }
+        // What is behind a damaged row has no rule, and not that of the row before it.
+        self.rows.set(segment.file_offset_of(described_until.min(end_addr)), Rule::NONE);
+    }
+
+    /// The rule of an entry that says of itself that it is the end of a signal handler. Those who switch
+    /// stacks on their own say so, too.
+    fn signal_rule<S: UnwindSection<Bytes<'a>>>(
+        &mut self,
+        reader: &Reader<'_, S>,
+        entry: &FrameDescriptionEntry<Bytes<'a>>,
+    ) -> Rule {
+        let Ok(mut table) = entry.rows(reader.section, &self.tables.bases, &mut self.context) else {
+            return Rule::UNSUPPORTED;
+        };
+        while let Ok(Some(row)) = table.next_row() {
+            if reader.is_signal_frame(row) {
+                return Rule::SIGNAL_FRAME;
+            }
+        }
+        Rule::UNSUPPORTED
+    }
+
+    /// The rows of code that no table describes.
+    fn gap(
+        &mut self,
+        image: &Image<'_>,
+        segment: &CodeSegment<'_>,
+        code: &mut CodeReader<'_>,
+        gap: Range<u64>,
+    ) {
+        let mut set = |addr: u64, rule: Rule| self.rows.set(segment.file_offset_of(addr), rule);
+        set(gap.start, Rule::NONE);
+        let mut rest = gap.start;
+        if gap.contains(&image.entry_addr) {
+            let from_entry = image.entry_addr..gap.end;
+            frame_pointers::rules(code, gap.start..from_entry.start, &mut set);
+            set(from_entry.start, Rule::NONE);
+            rest = entry::end_of_first_code(code, from_entry.clone());
+            if rest > from_entry.start {
+                set(from_entry.start, Rule::OUTERMOST);
+                set(rest, Rule::NONE);
+            }
+        }
+        frame_pointers::rules(code, rest..gap.end, &mut set);
+        set(gap.end, Rule::NONE);
+    }
+
+    /// Marks the code that ends signal handlers. It is entered by a return, and looked up as the call
+    /// before it would be: so the byte before it is marked, too.
+    fn signal_returns(&mut self, segment: &CodeSegment<'_>) {
+        for code in SIGNAL_RETURNS {
+            for at in memmem::find_iter(segment.bytes, code).take(self.signal_returns_left) {
+                self.signal_returns_left -= 1;
+                let start = segment.file_offset.saturating_add(at as u64);
+                self.rows.replace(start.saturating_sub(1), start + code.len() as u64, Rule::SIGNAL_FRAME);
+            }
+        }
+    }
+}
+
+/// The rows of a PLT in `start_addr..end_addr` that pushes a word at byte `pushed_at` of each slot.
+fn plt_slots(rows: &mut Rows, segment: &CodeSegment<'_>, start_addr: u64, end_addr: u64, pushed_at: u64) {
+    let rule = |cfa_offset| Rule::new(Base::Rsp, cfa_offset, 0).unwrap_or(Rule::UNSUPPORTED);
+    let (before, pushed) = (rule(8), rule(16));
+    let mut slot = start_addr - start_addr % PLT_SLOT_BYTES;
+    while slot < end_addr {
+        for (addr, rule) in [(slot, before), (slot.saturating_add(pushed_at), pushed)] {
+            if addr < end_addr {
+                rows.set(segment.file_offset_of(addr.max(start_addr)), rule);
+            }
+        }
+        slot = slot.saturating_add(PLT_SLOT_BYTES);
+    }
+}
