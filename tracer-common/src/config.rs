@@ -8,11 +8,45 @@ pub struct Config {
     pub min_size_bytes: u64,
     /// Allocations larger than this many bytes send no event.
     pub max_size_bytes: u64,
+    /// Not 0 where the kernel has `bpf_loop` (Linux 5.17).
+    pub has_loop: u64,
+    /// Where the kernel keeps what the walk needs of a thread.
+    pub task: TaskLayout,
+}
+
+/// Offsets in the structures of the running kernel, bytes, as its BTF states them. 0 = not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskLayout {
+    /// `thread.fsbase` in `struct task_struct`.
+    pub fs_base: u64,
+    /// `utask` in `struct task_struct`.
+    pub utask: u64,
+    /// `return_instances` in `struct uprobe_task`.
+    pub return_instances: u64,
+    /// `stack` in `struct return_instance`: where the return address lay.
+    pub instance_stack: u64,
+    /// `orig_ret_vaddr` in `struct return_instance`: what lay there.
+    pub instance_return_addr: u64,
+    /// `next` in `struct return_instance`.
+    pub instance_next: u64,
 }
 
 impl Config {
-    /// Every size is traced.
-    pub const ALL_SIZES: Self = Self { min_size_bytes: 0, max_size_bytes: u64::MAX };
+    /// Every size is traced; nothing is known of the kernel.
+    pub const ALL_SIZES: Self = Self {
+        min_size_bytes: 0,
+        max_size_bytes: u64::MAX,
+        has_loop: 0,
+        task: TaskLayout {
+            fs_base: 0,
+            utask: 0,
+            return_instances: 0,
+            instance_stack: 0,
+            instance_return_addr: 0,
+            instance_next: 0,
+        },
+    };
 }
 
 /// What the kernel side knows of a process, by process id.

@@ -126,10 +126,14 @@ pub enum WalkEnd {
     TooDeep = 1,
     /// No unwind information for the return address.
     NoUnwindInfo = 2,
-    /// The unwind information there has a form that is not supported (an expression, a signal frame).
+    /// The unwind information there has a form that is not supported.
     Unsupported = 3,
     /// The stack could not be read.
     Unreadable = 4,
+    /// The unwind information led to no frame further out: it is wrong, or the stack is damaged.
+    Astray = 5,
+    /// The outermost frame was reached, but not every Python frame has its place: they come last.
+    PythonUnplaced = 6,
 }
 
 impl WalkEnd {
@@ -141,6 +145,8 @@ impl WalkEnd {
             2 => Self::NoUnwindInfo,
             3 => Self::Unsupported,
             4 => Self::Unreadable,
+            5 => Self::Astray,
+            6 => Self::PythonUnplaced,
             _ => return None,
         })
     }

@@ -1,84 +1,63 @@
-//! Walking a native stack by call-site rows.
+//! Walking a stack: native frames by unwind tables, and the frames of CPython in the places of the
+//! interpreter's own.
 //!
-//! Unwinding from a return address needs one rule: how to find the caller's frame from the state right
-//! after that call returns. `.eh_frame` has that rule for every instruction; memtrace keeps it only for
-//! the instructions that follow a call, since only those are return addresses. A row is found by exact
-//! look-up, not by search, and an address that is not a known call site is never taken for a frame.
+//! The walk is a step that is repeated, since the kernel side must bound every loop. What is kept between
+//! two steps is a [`Walk`].
 
 use crate::event::{MAX_FRAMES, Stack, WalkEnd};
+use crate::frame;
 use crate::memory::ReadMemory;
+use crate::unwind_table::{Base, CodeMapping, Rule, Special, Words, rule_at};
 
-/// How to step from one return address to the next: one word, as it lies in the `CALL_SITES` map.
+/// What a walk asks of the process.
+pub trait Process: ReadMemory + Words {
+    /// Number of executable mappings.
+    fn mapping_count(&self) -> u32;
+
+    /// Executable mapping `index`, in the order of their addresses.
+    fn mapping(&self, index: u32) -> Option<&CodeMapping>;
+
+    /// The return address that a return probe (of whatever tracer) found at `slot_addr`, where it put the
+    /// address of its `trampoline`.
+    fn probed_return_addr(&self, slot_addr: u64, trampoline: u64) -> Option<u64>;
+
+    /// Whether `addr` is in the interpreter's evaluation loop; asked only for versions of CPython that keep
+    /// no mark on the stack.
+    fn is_evaluator(&self, addr: u64) -> bool;
+}
+
+/// The frames of CPython, innermost first, as they were found from the thread's state.
 ///
-/// | bits | meaning |
-/// |---|---|
-/// | 0-31 | signed distance from the base register to the frame's CFA, bytes |
-/// | 32-47 | signed distance from the CFA to the saved `rbp`, bytes; 0 = `rbp` is unchanged |
-/// | 48-55 | [`Base`] |
-#[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct CallSite(pub u64);
-
-/// What the canonical frame address of a call site is computed from.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Base {
-    /// The stack pointer after the call returned.
-    Rsp = 0,
-    /// The frame pointer.
-    Rbp = 1,
-    /// There is no caller: the outermost frame.
-    Outermost = 2,
-    /// The rule exists, in a form that a row cannot hold.
-    Unsupported = 3,
+/// Each run of frames, which one invocation of the evaluation loop executes, begins with a word of its own:
+/// bits 0-47 the address of the mark that this invocation keeps on the stack (0 = none), bits 48-63 the
+/// number of frames. Behind it are the words of the frames.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PythonFrames {
+    /// Number of words.
+    pub count: u64,
+    /// Not 0 where there were more.
+    pub is_cut: u64,
+    /// The words.
+    pub words: [u64; MAX_FRAMES],
 }
 
-impl CallSite {
-    /// The outermost frame.
-    pub const OUTERMOST: Self = Self((Base::Outermost as u64) << 48);
-    /// A rule that a row cannot hold.
-    pub const UNSUPPORTED: Self = Self((Base::Unsupported as u64) << 48);
-    /// The rule of code that keeps a frame pointer and says nothing else.
-    pub const FRAME_POINTER: Self = Self::new(Base::Rbp, 16, -16);
-
-    /// A row. `rbp_offset` of 0 means that `rbp` is unchanged.
-    pub const fn new(base: Base, cfa_offset: i32, rbp_offset: i16) -> Self {
-        Self(cfa_offset as u32 as u64 | (rbp_offset as u16 as u64) << 32 | (base as u64) << 48)
-    }
-
-    /// Key of a row in the `CALL_SITES` map: user addresses leave the upper 16 bits free for the index of
-    /// the target.
+impl PythonFrames {
+    /// Takes all out.
     #[inline(always)]
-    pub const fn key(target: u16, return_addr: u64) -> u64 {
-        return_addr & ((1 << 48) - 1) | (target as u64) << 48
+    pub fn clear(&mut self) {
+        put(&mut self.count, 0);
+        put(&mut self.is_cut, 0);
     }
 
-    /// What the CFA is computed from.
-    pub const fn base(self) -> Base {
-        match (self.0 >> 48) as u8 {
-            0 => Base::Rsp,
-            1 => Base::Rbp,
-            2 => Base::Outermost,
-            _ => Base::Unsupported,
-        }
-    }
-
-    /// Distance from the base register to the CFA, bytes.
-    pub const fn cfa_offset(self) -> i32 {
-        self.0 as u32 as i32
-    }
-
-    /// Distance from the CFA to the saved `rbp`, bytes; 0 = `rbp` is unchanged.
-    pub const fn rbp_offset(self) -> i16 {
-        (self.0 >> 32) as u16 as i16
+    /// The word that begins a run.
+    #[inline(always)]
+    pub const fn run(mark_addr: u64, frames: u64) -> u64 {
+        mark_addr & MARK_BITS | frames << 48
     }
 }
 
-/// Finds the row of a return address.
-pub trait CallSites {
-    /// The row of the call that returns to `return_addr`, if it is a known call site.
-    fn find(&self, return_addr: u64) -> Option<CallSite>;
-}
+const MARK_BITS: u64 = (1 << 48) - 1;
 
 /// Registers that the walk needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,154 +71,452 @@ pub struct Registers {
 /// Frame pointers further than this from the stack pointer are not believed, bytes.
 const FRAME_POINTER_REACH: u64 = 1 << 20;
 
-/// Walks from a function's first instruction outwards: `at_entry.sp` points at the return address.
-///
-/// Fills `stack`. A return address without a row (JIT code) is stepped over by its frame pointer only
-/// when that leads to a known call site.
-#[inline(always)]
-pub fn walk(memory: &impl ReadMemory, sites: &impl CallSites, at_entry: Registers, stack: &mut Stack) {
-    stack.count = 0;
-    stack.end = WalkEnd::Unreadable as u16;
-    let mut registers = at_entry;
-    let Some(mut return_addr) = memory.read_word(registers.sp) else { return };
-    registers.sp = registers.sp.wrapping_add(8);
-    let mut count = 0;
-    let mut site = sites.find(return_addr);
-    let mut end = WalkEnd::TooDeep;
-    while count < MAX_FRAMES {
-        if let Some(frame) = stack.frames.get_mut(count) {
-            *frame = return_addr;
-        }
-        count += 1;
-        let row = site.unwrap_or(CallSite::FRAME_POINTER);
-        let base = match row.base() {
-            Base::Rsp => registers.sp,
-            Base::Rbp => registers.bp,
-            Base::Outermost => {
-                end = WalkEnd::Complete;
-                break;
-            }
-            Base::Unsupported => {
-                end = WalkEnd::Unsupported;
-                break;
-            }
-        };
-        if site.is_none() && registers.bp.wrapping_sub(registers.sp) > FRAME_POINTER_REACH {
-            end = WalkEnd::NoUnwindInfo;
-            break;
-        }
-        let cfa = base.wrapping_add(row.cfa_offset() as i64 as u64);
-        let Some(next) = memory.read_word(cfa.wrapping_sub(8)) else {
-            end = WalkEnd::Unreadable;
-            break;
-        };
-        if row.rbp_offset() != 0 {
-            let Some(bp) = memory.read_word(cfa.wrapping_add(row.rbp_offset() as i64 as u64)) else {
-                end = WalkEnd::Unreadable;
-                break;
-            };
-            registers.bp = bp;
-        }
-        if next == 0 {
-            end = WalkEnd::Complete;
-            break;
-        }
-        let next_site = sites.find(next);
-        if site.is_none() && next_site.is_none() {
-            end = WalkEnd::NoUnwindInfo;
-            break;
-        }
-        registers.sp = cfa;
-        return_addr = next;
-        site = next_site;
+/// Where the kernel puts registers in the `ucontext` of a signal frame: distance from its start, bytes.
+/// `arch/x86/include/uapi/asm/ucontext.h` and `sigcontext.h` of Linux 6.1.
+const UCONTEXT_RBP: u64 = 120;
+const UCONTEXT_RSP: u64 = 160;
+const UCONTEXT_RIP: u64 = 168;
+
+/// Halvings that find one of so many mappings.
+const MAPPING_STEPS: u32 = 15;
+
+/// Most executable mappings of a process that a walk can tell apart.
+pub const MAX_MAPPINGS: u32 = (1 << MAPPING_STEPS) - 1;
+
+/// Most steps of a walk: a native frame takes one, or two where Python frames come before it, and a Python
+/// frame one.
+pub const MAX_STEPS: u32 = 3 * MAX_FRAMES as u32;
+
+/// No frame was crossed without a table.
+const NOT_GUESSED: u64 = u64::MAX;
+
+/// What the next step does.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Takes the native frame at `pc`.
+    Native = 0,
+    /// Takes the next frame of a run of Python frames.
+    Run = 1,
+    /// Takes what is left of the Python frames.
+    Rest = 2,
+}
+
+/// A walk under way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    sp: u64,
+    bp: u64,
+    /// Where the frame goes on.
+    pc: u64,
+    /// 1 where `pc` is an interrupted instruction, 0 where it is a return address.
+    is_interrupted: u64,
+    /// The mapping that was looked up last.
+    mapping: CodeMapping,
+    phase: u64,
+    /// Stack pointer in the native frame that stands for the run being taken.
+    run_sp: u64,
+    /// Next word of the Python frames.
+    python_at: u64,
+    /// Not 0 where there is a run that is not taken, or not wholly.
+    has_run: u64,
+    /// Frames left in it.
+    run_left: u64,
+    /// Its mark.
+    mark_addr: u64,
+    /// Number of frames up to the first that was crossed without a table, if known code was not met since.
+    guessed_count: u64,
+    /// Hash of these.
+    guessed_hash: u64,
+    /// Frames taken.
+    count: u64,
+    /// How the walk ended.
+    end: u64,
+    /// Hash of the frames taken.
+    hash: u64,
+}
+
+impl Walk {
+    /// Before any walk.
+    pub const IDLE: Self = Self {
+        sp: 0,
+        bp: 0,
+        pc: 0,
+        is_interrupted: 0,
+        mapping: NO_MAPPING,
+        phase: Phase::Native as u64,
+        run_sp: 0,
+        python_at: 0,
+        has_run: 0,
+        run_left: 0,
+        mark_addr: 0,
+        guessed_count: NOT_GUESSED,
+        guessed_hash: 0,
+        count: 0,
+        end: 0,
+        hash: 0,
+    };
+
+    /// Hash of the frames taken and of how the walk ended.
+    #[inline(always)]
+    pub fn hash(&self) -> u64 {
+        folded(self.hash, self.end)
     }
-    stack.count = count as u16;
-    stack.end = end as u16;
+
+    /// Begins at a function's first instruction: `at_entry.sp` points at the return address. False where
+    /// that cannot be read.
+    #[inline(always)]
+    pub fn begin(&mut self, process: &impl Process, at_entry: Registers, python: &PythonFrames) -> bool {
+        put(&mut self.count, 0);
+        put(&mut self.end, WalkEnd::TooDeep as u64);
+        put(&mut self.hash, 0);
+        put(&mut self.guessed_count, NOT_GUESSED);
+        put(&mut self.phase, Phase::Native as u64);
+        put(&mut self.is_interrupted, 0);
+        // What was mapped at the last walk need not be.
+        put(&mut self.mapping.start_addr, 0);
+        put(&mut self.mapping.end_addr, 0);
+        put(&mut self.python_at, 0);
+        self.look_at_run(python);
+        self.bp = at_entry.bp;
+        self.sp = at_entry.sp.wrapping_add(8);
+        match process.read_word(at_entry.sp) {
+            Some(return_addr) => {
+                self.pc = return_addr;
+                true
+            }
+            None => {
+                self.end = WalkEnd::Unreadable as u64;
+                self.phase = Phase::Rest as u64;
+                false
+            }
+        }
+    }
+
+    /// Takes one frame, or prepares to; false when the walk is over.
+    #[inline(always)]
+    pub fn step(&mut self, process: &impl Process, python: &PythonFrames, stack: &mut Stack) -> bool {
+        if self.phase == Phase::Native as u64 {
+            self.native_step(process, stack);
+            return true;
+        }
+        self.python_step(python, stack)
+    }
+
+    /// Writes number of frames and end into the stack; to be called when the walk is over.
+    #[inline(always)]
+    pub fn finish(&self, python: &PythonFrames, stack: &mut Stack) {
+        stack.count = self.count as u16;
+        stack.end = if self.end == WalkEnd::Complete as u64 && python.is_cut != 0 {
+            WalkEnd::TooDeep as u16
+        } else {
+            self.end as u16
+        };
+    }
+
+    /// One native frame.
+    #[inline(always)]
+    fn native_step(&mut self, process: &impl Process, stack: &mut Stack) {
+        let is_interrupted = self.is_interrupted != 0;
+        // A call may be the last instruction of a function: the byte before its return address is in it.
+        let addr = if is_interrupted { self.pc } else { self.pc.wrapping_sub(1) };
+        if addr < self.mapping.start_addr || addr >= self.mapping.end_addr {
+            match mapping_of(process, addr) {
+                Some(found) => self.remember(found),
+                None => {
+                    put(&mut self.mapping.start_addr, 0);
+                    put(&mut self.mapping.end_addr, 0);
+                }
+            }
+        }
+        let is_mapped = self.mapping.end_addr != 0;
+        let rule = if is_mapped { rule_at(process, &self.mapping, addr) } else { Rule::NONE };
+        if rule != Rule::NONE {
+            self.guessed_count = NOT_GUESSED;
+        }
+        let word = if is_interrupted { frame::interrupted(self.pc) } else { self.pc };
+        let mut sp = self.sp;
+        let (cfa, bp_addr) = match rule.base() {
+            Base::Rsp => (sp.wrapping_add(rule.cfa_offset() as u64), saved(rule)),
+            Base::Rbp => (self.bp.wrapping_add(rule.cfa_offset() as u64), saved(rule)),
+            Base::Plt => {
+                // System V x86_64 lazy binding, as binutils 2.40 states it in the PLT's own table: behind the
+                // `push` (11 bytes into the slot) there is a word more.
+                let pushed = if addr & 15 >= 11 { 8 } else { 0 };
+                (sp.wrapping_add(8 + pushed), None)
+            }
+            Base::RbpIndirect | Base::RspIndirect => {
+                let is_rbp = rule.base() as u8 == Base::RbpIndirect as u8;
+                let base = if is_rbp { self.bp } else { sp };
+                let Some(cfa) = process.read_word(base.wrapping_add(rule.cfa_offset() as u64)) else {
+                    return self.end_behind(word, WalkEnd::Unreadable, stack);
+                };
+                let cfa = if is_rbp { cfa } else { cfa.wrapping_add(8) };
+                // Counted from the CFA, as everywhere else.
+                let bp_offset = if is_rbp {
+                    self.bp.wrapping_add(rule.rbp_offset() as u64).wrapping_sub(cfa) as i64
+                } else {
+                    rule.rbp_offset()
+                };
+                (cfa, if is_rbp || bp_offset != 0 { Some(bp_offset) } else { None })
+            }
+            Base::WideRsp | Base::WideRbp => {
+                let index = self.mapping.geometry.wide_at.wrapping_add(rule.wide_index());
+                let Some(wide) = process.word(self.mapping.table, index) else {
+                    return self.end_behind(word, WalkEnd::Unsupported, stack);
+                };
+                let base = if rule.base() as u8 == Base::WideRbp as u8 { self.bp } else { sp };
+                let bp_offset = (wide >> 32) as u32 as i32 as i64;
+                let cfa = base.wrapping_add(wide as u32 as i32 as i64 as u64);
+                (cfa, if bp_offset != 0 { Some(bp_offset) } else { None })
+            }
+            Base::Special => match rule.special_kind() {
+                Special::Outermost => return self.end_behind(word, WalkEnd::Complete, stack),
+                Special::Unsupported => return self.end_behind(word, WalkEnd::Unsupported, stack),
+                Special::SignalFrame => return self.signal_step(process, word, stack),
+                Special::None => {
+                    if is_mapped {
+                        return self.end_behind(word, WalkEnd::NoUnwindInfo, stack);
+                    }
+                    if !is_interrupted
+                        && let Some(return_addr) = process.probed_return_addr(sp.wrapping_sub(8), self.pc)
+                    {
+                        self.pc = return_addr;
+                        return;
+                    }
+                    // Code without a file, as a JIT compiler makes it: by its frame pointer, and only where
+                    // that leads back to known code.
+                    if self.guessed_count == NOT_GUESSED {
+                        self.guessed_count = self.count + 1;
+                        self.guessed_hash = folded(self.hash, word);
+                    }
+                    if self.bp.wrapping_sub(sp) > FRAME_POINTER_REACH {
+                        return self.end_behind(word, WalkEnd::NoUnwindInfo, stack);
+                    }
+                    (self.bp.wrapping_add(16), Some(-16))
+                }
+            },
+        };
+        if cfa <= sp {
+            return self.end_behind(word, WalkEnd::Astray, stack);
+        }
+        let Some(return_addr) = process.read_word(cfa.wrapping_sub(8)) else {
+            return self.end_behind(word, WalkEnd::Unreadable, stack);
+        };
+        if let Some(offset) = bp_addr {
+            let Some(bp) = process.read_word(cfa.wrapping_add(offset as u64)) else {
+                return self.end_behind(word, WalkEnd::Unreadable, stack);
+            };
+            self.bp = bp;
+        }
+        core::mem::swap(&mut sp, &mut self.sp);
+        self.sp = cfa;
+        self.pc = return_addr;
+        self.is_interrupted = 0;
+        let is_known = self.guessed_count == NOT_GUESSED;
+        if self.has_run != 0 && is_known && self.stands_for_run(process, addr, sp, cfa) {
+            self.run_sp = sp;
+            self.phase = Phase::Run as u64;
+        } else {
+            self.push(word, stack);
+        }
+        if return_addr == 0 {
+            self.end(WalkEnd::Complete);
+        }
+    }
+
+    /// Keeps a mapping for the next frames, which are often in it too.
+    #[inline(always)]
+    fn remember(&mut self, found: &CodeMapping) {
+        put(&mut self.mapping.start_addr, found.start_addr);
+        put(&mut self.mapping.end_addr, found.end_addr);
+        put(&mut self.mapping.file_offset, found.file_offset);
+        put(&mut self.mapping.table, found.table);
+        put(&mut self.mapping.geometry.first_page, found.geometry.first_page);
+        put(&mut self.mapping.geometry.rows_at, found.geometry.rows_at);
+        put(&mut self.mapping.geometry.wide_at, found.geometry.wide_at);
+    }
+
+    /// Whether the native frame at `addr`, between `sp` and `cfa`, is the invocation of the evaluation loop
+    /// that executes the next run of Python frames.
+    #[inline(always)]
+    fn stands_for_run(&self, process: &impl Process, addr: u64, sp: u64, cfa: u64) -> bool {
+        if self.mark_addr == 0 {
+            return process.is_evaluator(addr);
+        }
+        self.mark_addr >= sp && self.mark_addr < cfa
+    }
+
+    /// From the code that ends a signal handler to what the signal interrupted.
+    #[inline(always)]
+    fn signal_step(&mut self, process: &impl Process, word: u64, stack: &mut Stack) {
+        let sp = self.sp;
+        let pc = process.read_word(sp.wrapping_add(UCONTEXT_RIP));
+        let interrupted_sp = process.read_word(sp.wrapping_add(UCONTEXT_RSP));
+        let bp = process.read_word(sp.wrapping_add(UCONTEXT_RBP));
+        let (Some(pc), Some(interrupted_sp), Some(bp)) = (pc, interrupted_sp, bp) else {
+            return self.end_behind(word, WalkEnd::Unreadable, stack);
+        };
+        self.push(word, stack);
+        self.sp = interrupted_sp;
+        self.bp = bp;
+        self.pc = pc;
+        self.is_interrupted = 1;
+    }
+
+    /// One Python frame; false when the walk is over.
+    #[inline(always)]
+    fn python_step(&mut self, python: &PythonFrames, stack: &mut Stack) -> bool {
+        let at = self.python_at as usize;
+        if self.run_left == 0 || at >= MAX_FRAMES {
+            // The run is over: what begins behind it?
+            self.look_at_run(python);
+            if self.phase == Phase::Rest as u64 {
+                return self.has_run != 0;
+            }
+            let is_in_frame = self.mark_addr >= self.run_sp && self.mark_addr < self.sp;
+            if self.has_run == 0 || !is_in_frame {
+                self.phase = Phase::Native as u64;
+            }
+            return true;
+        }
+        self.push(python.words[at], stack);
+        self.python_at += 1;
+        self.run_left -= 1;
+        self.count < MAX_FRAMES as u64
+    }
+
+    /// Reads the word that begins the next run.
+    #[inline(always)]
+    fn look_at_run(&mut self, python: &PythonFrames) {
+        let at = self.python_at as usize;
+        if at >= MAX_FRAMES || self.python_at >= python.count {
+            put(&mut self.has_run, 0);
+            put(&mut self.run_left, 0);
+            return;
+        }
+        let run = python.words[at];
+        self.has_run = 1;
+        self.mark_addr = run & MARK_BITS;
+        self.run_left = run >> 48;
+        self.python_at += 1;
+    }
+
+    /// Takes a frame; what does not fit ends the walk.
+    #[inline(always)]
+    fn push(&mut self, word: u64, stack: &mut Stack) {
+        let at = self.count as usize;
+        if at >= MAX_FRAMES {
+            // The end was set to this at the beginning.
+            self.phase = Phase::Rest as u64;
+            put(&mut self.has_run, 0);
+            put(&mut self.run_left, 0);
+            put(&mut self.python_at, u64::MAX);
+            self.end = WalkEnd::TooDeep as u64;
+            return;
+        }
+        stack.frames[at] = word;
+        self.count += 1;
+        self.hash = folded(self.hash, word);
+    }
+
+    /// Takes the last native frame, unless it stands for Python frames, and ends the native part.
+    #[inline(always)]
+    fn end_behind(&mut self, word: u64, end: WalkEnd, stack: &mut Stack) {
+        if self.guessed_count != NOT_GUESSED && self.guessed_count <= self.count {
+            // What was crossed without a table led nowhere: of it only the first frame is certain.
+            self.count = self.guessed_count;
+            self.hash = self.guessed_hash;
+            return self.end(WalkEnd::NoUnwindInfo);
+        }
+        self.push(word, stack);
+        self.end(end);
+    }
+
+    /// Ends the native part.
+    #[inline(always)]
+    fn end(&mut self, end: WalkEnd) {
+        if self.phase == Phase::Rest as u64 {
+            return;
+        }
+        let is_whole = end as u64 == WalkEnd::Complete as u64;
+        let is_left = self.has_run != 0 && self.phase == Phase::Native as u64;
+        self.end = if is_whole && is_left { WalkEnd::PythonUnplaced as u64 } else { end as u64 };
+        self.phase = Phase::Rest as u64;
+    }
+}
+
+/// Writes one field. Of fields that are written together, the compiler would make a call of `memset` or
+/// `memcpy`, which go byte by byte in eBPF.
+#[inline(always)]
+fn put<T>(field: &mut T, value: T) {
+    // SAFETY: a field of a live reference.
+    unsafe { core::ptr::write_volatile(field, value) };
+}
+
+const NO_MAPPING: CodeMapping = CodeMapping {
+    start_addr: 0,
+    end_addr: 0,
+    file_offset: 0,
+    table: CodeMapping::NO_TABLE,
+    image: 0,
+    geometry: crate::unwind_table::Geometry { first_page: 0, rows_at: 0, wide_at: 0, words: 0 },
+};
+
+/// Distance from the CFA to the saved `rbp`, where it was saved.
+#[inline(always)]
+fn saved(rule: Rule) -> Option<i64> {
+    let offset = rule.rbp_offset();
+    if offset != 0 { Some(offset) } else { None }
+}
+
+/// Multiply and fold: the multiplier is 2^64 divided by the golden ratio, made odd.
+#[inline(always)]
+fn folded(hash: u64, word: u64) -> u64 {
+    let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^ hash >> 32
+}
+
+/// The mapping that `addr` is in.
+#[inline(always)]
+fn mapping_of(process: &impl Process, addr: u64) -> Option<&CodeMapping> {
+    let mut low = 0;
+    let mut high = process.mapping_count();
+    for _ in 0..MAPPING_STEPS {
+        if low >= high {
+            break;
+        }
+        let middle = low + (high - low) / 2;
+        let mapping = process.mapping(middle)?;
+        if addr < mapping.start_addr {
+            high = middle;
+        } else if addr >= mapping.end_addr {
+            low = middle + 1;
+        } else {
+            return Some(mapping);
+        }
+    }
+    None
+}
+
+/// Walks from a function's first instruction outwards, all at once.
+pub fn walk(
+    process: &impl Process,
+    at_entry: Registers,
+    python: &PythonFrames,
+    stack: &mut Stack,
+) -> WalkEnd {
+    let mut walk = Walk::IDLE;
+    walk.begin(process, at_entry, python);
+    for _ in 0..MAX_STEPS {
+        if !walk.step(process, python, stack) {
+            break;
+        }
+    }
+    walk.finish(python, stack);
+    WalkEnd::from_number(stack.end).unwrap_or_default()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashMap;
-    use std::vec;
-    use std::vec::Vec;
-
-    struct Words {
-        start: u64,
-        words: Vec<u64>,
-    }
-
-    impl ReadMemory for Words {
-        fn read_word(&self, addr: u64) -> Option<u64> {
-            self.words.get(usize::try_from(addr.checked_sub(self.start)? / 8).ok()?).copied()
-        }
-    }
-
-    struct Rows(HashMap<u64, CallSite>);
-
-    impl CallSites for Rows {
-        fn find(&self, return_addr: u64) -> Option<CallSite> {
-            self.0.get(&return_addr).copied()
-        }
-    }
-
-    fn walked(words: Vec<u64>, rows: &[(u64, CallSite)], bp: u64) -> (Vec<u64>, WalkEnd) {
-        let memory = Words { start: 0x1000, words };
-        let mut stack =
-            Stack { count: 9, is_sent: 0, image: 0, end: 9, target: 0, codes: 0, frames: [0; MAX_FRAMES] };
-        let rows = Rows(rows.iter().copied().collect());
-        walk(&memory, &rows, Registers { sp: 0x1000, bp }, &mut stack);
-        (stack.frames[..stack.count as usize].to_vec(), WalkEnd::from_number(stack.end).unwrap())
-    }
-
-    #[test]
-    fn rows_carry_signed_distances() {
-        let row = CallSite::new(Base::Rbp, -24, -512);
-        assert_eq!((row.base(), row.cfa_offset(), row.rbp_offset()), (Base::Rbp, -24, -512));
-    }
-
-    #[test]
-    fn steps_through_frames_that_keep_no_frame_pointer() {
-        // [ra 0xa][local][saved rbp = 0x1030][ra 0xb][local][ra 0xc][..]
-        let words = vec![0xa, 1, 0x1030, 0xb, 2, 0xc, 0, 0];
-        let rows = [
-            (0xa, CallSite::new(Base::Rsp, 24, -16)),
-            (0xb, CallSite::new(Base::Rsp, 16, 0)),
-            (0xc, CallSite::OUTERMOST),
-        ];
-        assert_eq!(walked(words, &rows, 0xdead), (vec![0xa, 0xb, 0xc], WalkEnd::Complete));
-    }
-
-    #[test]
-    fn uses_the_restored_frame_pointer() {
-        // 0xa restores rbp = 0x1020 from its frame; 0xb's rule is rbp based.
-        let words = vec![0xa, 0x1020, 0xb, 7, 0x1111, 0xc, 0, 0];
-        let rows = [
-            (0xa, CallSite::new(Base::Rsp, 16, -16)),
-            (0xb, CallSite::FRAME_POINTER),
-            (0xc, CallSite::OUTERMOST),
-        ];
-        assert_eq!(walked(words, &rows, 3), (vec![0xa, 0xb, 0xc], WalkEnd::Complete));
-    }
-
-    #[test]
-    fn code_without_rows_is_crossed_only_into_a_known_call_site() {
-        let words = vec![0xa, 0, 0x5555, 0xb, 0];
-        let known = [(0xb, CallSite::OUTERMOST)];
-        assert_eq!(walked(words.clone(), &known, 0x1010), (vec![0xa, 0xb], WalkEnd::Complete));
-        assert_eq!(walked(words.clone(), &[], 0x1010), (vec![0xa], WalkEnd::NoUnwindInfo));
-        assert_eq!(walked(words, &known, 0x10), (vec![0xa], WalkEnd::NoUnwindInfo));
-    }
-
-    #[test]
-    fn says_why_it_stopped() {
-        assert_eq!(walked(vec![], &[], 0), (vec![], WalkEnd::Unreadable));
-        let unsupported = [(0xa, CallSite::UNSUPPORTED)];
-        assert_eq!(walked(vec![0xa, 0], &unsupported, 0), (vec![0xa], WalkEnd::Unsupported));
-        let off_the_end = [(0xa, CallSite::new(Base::Rsp, 4096, 0))];
-        assert_eq!(walked(vec![0xa, 0], &off_the_end, 0), (vec![0xa], WalkEnd::Unreadable));
-        let recursion = [(0xa, CallSite::new(Base::Rsp, 8, 0))];
-        let (frames, end) = walked(vec![0xa; 200], &recursion, 0);
-        assert_eq!((frames.len(), end), (MAX_FRAMES, WalkEnd::TooDeep));
-    }
-}
+mod tests;

@@ -179,8 +179,8 @@ pub struct CodeMapping {
     pub file_offset: u64,
     /// Number of the table in the session; [`CodeMapping::NO_TABLE`] where there is none.
     pub table: u32,
-    /// 0
-    pub reserved: u32,
+    /// In a [`CodeMapping::header`] the number of the image, else 0.
+    pub image: u32,
     /// The table's parts.
     pub geometry: Geometry,
 }
@@ -188,6 +188,19 @@ pub struct CodeMapping {
 impl CodeMapping {
     /// The file has no table.
     pub const NO_TABLE: u32 = u32::MAX;
+
+    /// What stands before the mappings of a target: how many there are, and which image of the process has
+    /// them ([`crate::event::Stack::image`]), in `table` and `image`.
+    pub const fn header(count: u32, image: u8) -> Self {
+        Self {
+            start_addr: 0,
+            end_addr: 0,
+            file_offset: 0,
+            table: count,
+            image: image as u32,
+            geometry: Geometry { first_page: 0, rows_at: 0, wide_at: 0, words: 0 },
+        }
+    }
 }
 
 const _: () = assert!(size_of::<CodeMapping>() == 48);
@@ -278,7 +291,7 @@ mod tests {
             end_addr: 0x20_0000,
             file_offset: 256,
             table: 3,
-            reserved: 0,
+            image: 0,
             geometry,
         };
         let tables = One(words);

@@ -1,10 +1,12 @@
 //! Sending records. A record that does not fit is counted, never waited for.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output};
 use tracer_common::counter::Counter;
 use tracer_common::event::{
-    AllocateRecord, Header, Kind, NO_STACK, ReplaceBeginRecord, ReplaceEndRecord, STACK_RECORD_FIXED_BYTES,
-    StackRecord,
+    AllocateRecord, Header, Kind, MAX_FRAMES, NO_STACK, ReplaceBeginRecord, ReplaceEndRecord,
+    STACK_RECORD_FIXED_BYTES, StackRecord,
 };
 use tracer_common::probe::Cookie;
 
@@ -92,9 +94,13 @@ pub fn emit_gone(cookie: Cookie, addr: u64, length_bytes: u64) {
 /// Sends a new stack; false when the ring is full.
 #[inline(always)]
 pub fn emit_stack(record: &StackRecord) -> bool {
-    // The mask tells the verifier the bound that `count` has anyway.
-    let bytes = STACK_RECORD_FIXED_BYTES as u64 + (u64::from(record.stack.count) & 127) * 8;
-    // SAFETY: the record is at least `bytes` long: the fixed part and at most 127 frames.
+    // SAFETY: a field of a live reference. Volatile, so that the bound is the one that is looked at.
+    let count = u64::from(unsafe { read_volatile(&raw const record.stack.count) });
+    if count > MAX_FRAMES as u64 {
+        return false;
+    }
+    let bytes = STACK_RECORD_FIXED_BYTES as u64 + count * 8;
+    // SAFETY: the record is at least `bytes` long: the fixed part and at most as many frames as there may be.
     let result = unsafe {
         bpf_ringbuf_output(
             (&raw const EVENTS).cast_mut().cast(),

@@ -8,9 +8,13 @@ mod counters;
 mod emit;
 mod lost;
 mod maps;
+mod memory;
 mod probes;
+mod process;
+mod repeat;
 mod stack;
 mod state;
+mod task;
 mod thread;
 
 #[panic_handler]

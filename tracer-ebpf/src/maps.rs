@@ -1,15 +1,19 @@
 //! Every map: who writes it, its size, and what happens when it is full.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::macros::map;
+use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{self, ArrayOfMaps};
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use tracer_common::config::{Config, TargetEntry};
 use tracer_common::counter::Counter;
 use tracer_common::event::Stack;
 use tracer_common::lost;
-use tracer_common::native::CallSite;
+use tracer_common::unwind_table::CodeMapping;
 
 use crate::state::ThreadState;
+
+/// The maps in a map may be of different sizes (Linux 5.10); user space fills them by mapping them.
+const INNER_MAP: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
 
 /// Settings, written by user space before loading.
 #[unsafe(no_mangle)]
@@ -42,10 +46,15 @@ pub static IDLE_THREAD: Array<ThreadState> = Array::with_max_entries(1, 0);
 #[map]
 pub static STACKS: HashMap<u64, Stack> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
-/// Unwind rows by target and return address (see [`CallSite::key`]), written by user space, which also sets
-/// the size. An address that is missing ends a walk or is crossed by its frame pointer.
-#[map]
-pub static CALL_SITES: HashMap<u64, CallSite> = HashMap::with_max_entries(1 << 20, BPF_F_NO_PREALLOC);
+/// The unwind tables of the session's files, by number, written by user space: see
+/// [`tracer_common::unwind_table`]. A table that is missing ends a walk.
+#[btf_map]
+pub static TABLES: ArrayOfMaps<btf_maps::Array<u64, 1, INNER_MAP>, 65_536> = ArrayOfMaps::new();
+
+/// The executable mappings of each target, by its index, written by user space, which replaces them as a whole.
+/// The first entry is a [`CodeMapping::header`].
+#[btf_map]
+pub static MAPPINGS: ArrayOfMaps<btf_maps::Array<CodeMapping, 1, INNER_MAP>, 65_536> = ArrayOfMaps::new();
 
 /// The targets by process id, written by user space.
 #[map]

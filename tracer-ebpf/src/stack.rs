@@ -1,52 +1,53 @@
 //! Taking a stack: walk, then one id for identical stacks.
 
+use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_log_ebpf::debug;
 use tracer_common::counter::Counter;
 use tracer_common::event::{Kind, MAX_FRAMES, NO_STACK, Stack, stack_id};
-use tracer_common::memory::ReadMemory;
-use tracer_common::native::{CallSite, CallSites, Registers, walk};
+use tracer_common::native::{MAX_STEPS, Registers};
 use tracer_common::probe::Cookie;
 
 use crate::counters::count;
 use crate::emit::{emit_stack, header};
-use crate::maps::{CALL_SITES, STACKS};
+use crate::maps::STACKS;
+use crate::memory::UserMemory;
+use crate::process::Current;
+use crate::repeat::repeat;
 use crate::state::ThreadState;
-
-/// The memory of the current process.
-struct UserMemory;
-
-impl ReadMemory for UserMemory {
-    #[inline(always)]
-    fn read_word(&self, addr: u64) -> Option<u64> {
-        // SAFETY: a user read may fail; it touches no memory of ours.
-        unsafe { bpf_probe_read_user(addr as *const u64) }.ok()
-    }
-}
-
-/// The unwind rows of one target.
-struct TargetSites(u16);
-
-impl CallSites for TargetSites {
-    #[inline(always)]
-    fn find(&self, return_addr: u64) -> Option<CallSite> {
-        // SAFETY: rows are written whole and never removed while programs run.
-        unsafe { CALL_SITES.get(CallSite::key(self.0, return_addr)) }.copied()
-    }
-}
 
 /// Different stacks may share a hash: ids tried before giving up.
 const ID_ATTEMPTS: u64 = 4;
+
+/// What the steps of a walk work on.
+#[repr(C)]
+struct Walking {
+    state: *mut ThreadState,
+    process: Current,
+}
+
+unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands on what `take` gave it.
+    let on = unsafe { &*on.cast::<Walking>() };
+    // SAFETY: the thread's own state, which nothing else touches during the walk.
+    let state = unsafe { &mut *on.state };
+    i64::from(!state.walk.step(&on.process, &state.python, &mut state.stack.stack))
+}
 
 /// Walks the stack from a function's entry into `state` and leaves its id there.
 #[inline(always)]
 pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, state: &mut ThreadState) {
     state.stack.stack.target = cookie.target();
-    walk(&UserMemory, &TargetSites(cookie.target()), at_entry, &mut state.stack.stack);
+    let memory = UserMemory::new(&raw mut state.window);
+    memory.forget();
+    let process = Current::new(memory, cookie.target(), state.stack.stack.image);
+    state.python.clear();
+    state.walk.begin(&process, at_entry, &state.python);
+    repeat(MAX_STEPS, step, &mut Walking { state: &raw mut *state, process });
+    state.walk.finish(&state.python, &mut state.stack.stack);
     state.stack_id = intern(context, cookie, state);
 }
 
@@ -54,7 +55,7 @@ pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, st
 /// finds the stack in the map, but not yet sent by the thread that put it there, sends it as well.
 #[inline(always)]
 fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) -> u64 {
-    let hash = hash(&state.stack.stack);
+    let hash = state.walk.hash() ^ state.stack.stack.codes;
     for attempt in 0..ID_ATTEMPTS {
         let id = stack_id(cookie.target(), state.stack.stack.image, hash.wrapping_add(attempt));
         if id == NO_STACK {
@@ -110,18 +111,39 @@ fn has_frame(stack: &Stack, index: usize) -> bool {
     index < usize::from(unsafe { read_volatile(&raw const stack.count) })
 }
 
-#[inline(always)]
-fn hash(stack: &Stack) -> u64 {
-    let mut hash = u64::from(stack.target) << 48 | u64::from(stack.end) << 32 | u64::from(stack.count);
-    for index in 0..MAX_FRAMES {
-        if !has_frame(stack, index) {
-            break;
-        }
-        // Multiply and fold: the multiplier is 2^64 divided by the golden ratio, made odd.
-        hash = (hash ^ stack.frames[index]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 32;
+/// What the steps of a comparison work on.
+#[repr(C)]
+struct Comparing {
+    left: *const Stack,
+    right: *const Stack,
+    is_same: bool,
+}
+
+/// Frames that one step of a comparison looks at.
+const FRAMES_A_STEP: usize = 8;
+
+unsafe extern "C" fn compare(step: u32, on: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands on what `same` gave it.
+    let on = unsafe { &mut *on.cast::<Comparing>() };
+    // SAFETY: both live through the comparison, and nobody writes them.
+    let (left, right) = unsafe { (&*on.left, &*on.right) };
+    let first = step as usize * FRAMES_A_STEP;
+    if first > MAX_FRAMES - FRAMES_A_STEP {
+        return 1;
     }
-    hash
+    // One place for all: the verifier then knows the others by their distance.
+    let (left_frames, right_frames) = (&raw const left.frames[first], &raw const right.frames[first]);
+    for offset in 0..FRAMES_A_STEP {
+        if !has_frame(left, first + offset) {
+            return 1;
+        }
+        // SAFETY: `FRAMES_A_STEP` frames begin at `first`.
+        if unsafe { read_volatile(left_frames.add(offset)) != read_volatile(right_frames.add(offset)) } {
+            on.is_same = false;
+            return 1;
+        }
+    }
+    0
 }
 
 #[inline(always)]
@@ -130,16 +152,11 @@ fn same(left: &Stack, right: &Stack) -> bool {
         || left.end != right.end
         || left.target != right.target
         || left.image != right.image
+        || left.codes != right.codes
     {
         return false;
     }
-    for index in 0..MAX_FRAMES {
-        if !has_frame(left, index) {
-            break;
-        }
-        if left.frames[index] != right.frames[index] {
-            return false;
-        }
-    }
-    true
+    let mut comparing = Comparing { left, right, is_same: true };
+    repeat(MAX_FRAMES.div_ceil(FRAMES_A_STEP) as u32, compare, &mut comparing);
+    comparing.is_same
 }

@@ -1,6 +1,9 @@
 //! What is kept of a thread between the entry and the return of a call.
 
 use tracer_common::event::StackRecord;
+use tracer_common::native::{PythonFrames, Walk};
+
+use crate::memory::Window;
 
 /// The outermost traced call that a thread is in, from its entry to its return.
 #[repr(C)]
@@ -29,4 +32,10 @@ pub struct ThreadState {
     pub covers: u64,
     /// The stack being taken. Not in per-CPU memory: these programs can be preempted by one another.
     pub stack: StackRecord,
+    /// The walk that takes it.
+    pub walk: Walk,
+    /// The Python frames that it puts in.
+    pub python: PythonFrames,
+    /// The part of the thread's stack that was read last.
+    pub window: Window,
 }

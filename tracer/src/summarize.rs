@@ -234,10 +234,12 @@ fn row(
 fn truncation(end: WalkEnd) -> Option<&'static str> {
     Some(match end {
         WalkEnd::Complete => return None,
-        WalkEnd::TooDeep => "deeper than 127 frames",
+        WalkEnd::TooDeep => "deeper than 192 frames",
         WalkEnd::NoUnwindInfo => "no unwind information",
         WalkEnd::Unsupported => "unwind information of an unsupported form",
         WalkEnd::Unreadable => "the stack could not be read",
+        WalkEnd::Astray => "the unwind information leads nowhere",
+        WalkEnd::PythonUnplaced => "the places of some Python frames are not known: they come last",
     })
 }
 

@@ -10,11 +10,12 @@ use thiserror::Error;
 use tracer_common::config::{Config, TargetEntry};
 use tracer_common::counter::Counter;
 use tracer_common::event::{Stack, stack_is_of_earlier_image};
-use tracer_common::native::CallSite;
+use tracer_common::native::MAX_MAPPINGS;
+use tracer_common::unwind_table::CodeMapping;
 
-use super::batch;
 use super::lost::LostFrees;
 use super::multi::{self, MultiPrograms};
+use super::{batch, inner_map, task_layout};
 
 /// The object that `cargo xtask ebpf` built from tracer-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -27,8 +28,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 pub struct KernelLimits {
     /// Size of the ring buffer; a power of two.
     pub ring_bytes: u32,
-    /// Most unwind rows.
-    pub call_sites: u32,
     /// Most distinct stacks.
     pub stacks: u32,
     /// Most threads of all targets together.
@@ -67,11 +66,11 @@ pub enum KernelError {
     /// The table of lost frees could not be mapped.
     #[error("map the table of lost frees")]
     LostFrees(#[source] std::io::Error),
-    /// Unwind rows could not be written.
-    #[error("write {rows} unwind rows")]
-    Rows {
+    /// An unwind table, or the mappings of a target, could not be written.
+    #[error("write {words} words of unwind tables")]
+    Table {
         /// How many.
-        rows: usize,
+        words: usize,
         /// The kernel's answer.
         #[source]
         source: std::io::Error,
@@ -83,7 +82,7 @@ pub enum KernelError {
 #[derive(Clone, Copy)]
 struct ConfigBytes(Config);
 
-// SAFETY: two u64 fields, no padding, every bit pattern is valid.
+// SAFETY: u64 fields alone, no padding, every bit pattern is valid.
 unsafe impl Pod for ConfigBytes {}
 
 /// A value of the map of stacks.
@@ -100,6 +99,9 @@ unsafe impl Pod for TargetBytes {}
 /// The program by which a kernel's links are tried: a small one, of which a session can be made.
 const TRIAL: &str = "empty_enter";
 
+/// The kernel that brought `bpf_loop`.
+const HAS_LOOP: (u32, u32) = (5, 17);
+
 /// The kernel side of a session. Dropping it removes everything.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -109,7 +111,8 @@ pub struct Kernel {
     counters: Array<MapData, u64>,
     hits: Array<MapData, u64>,
     stacks: HashMap<MapData, u64, StackBytes>,
-    call_sites: HashMap<MapData, u64, u64>,
+    tables: MapData,
+    mappings: MapData,
     lost_frees: LostFrees,
 }
 
@@ -119,14 +122,18 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses a map or a program.
     pub fn load(config: Config, limits: KernelLimits) -> Result<Self, KernelError> {
-        let config = ConfigBytes(config);
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let has_loop = crate::preflight::kernel_version(&release).is_some_and(|version| version >= HAS_LOOP);
+        let task = task_layout::read();
+        let config = ConfigBytes(Config { has_loop: has_loop.into(), task, ..config });
         // Below that level the eBPF side does not even write its log.
         let log_level = log::max_level() as u8;
         let mut ebpf = EbpfLoader::new()
+            // Nothing is relocated by the kernel's types; reading them takes a while.
+            .btf(None)
             .override_global("CONFIG", &config, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", limits.ring_bytes)
-            .map_max_entries("CALL_SITES", limits.call_sites)
             .map_max_entries("STACKS", limits.stacks)
             .map_max_entries("THREADS", limits.threads)
             .load(OBJECT)
@@ -137,9 +144,10 @@ impl Kernel {
         let counters = array(&mut ebpf, "COUNTERS")?;
         let hits = array(&mut ebpf, "HITS")?;
         let stacks = hash_map(&mut ebpf, "STACKS")?;
-        let call_sites = hash_map(&mut ebpf, "CALL_SITES")?;
+        let tables = array_of_maps(&mut ebpf, "TABLES")?;
+        let mappings = array_of_maps(&mut ebpf, "MAPPINGS")?;
         let lost_frees = LostFrees::new(array(&mut ebpf, "LOST_FREES")?).map_err(KernelError::LostFrees)?;
-        Ok(Self { ebpf, multi, targets, images, counters, hits, stacks, call_sites, lost_frees })
+        Ok(Self { ebpf, multi, targets, images, counters, hits, stacks, tables, mappings, lost_frees })
     }
 
     /// From now on the targets' threads, forks and `exec`s are watched.
@@ -248,25 +256,48 @@ impl Kernel {
         Ok(counts)
     }
 
-    /// Adds unwind rows: keys as in [`CallSite::key`].
+    /// Puts the words of a file's unwind table in place, as number `number`.
     ///
     /// # Errors
-    /// When the map is full.
-    pub fn add_call_sites(&mut self, keys: &[u64], rows: &[CallSite]) -> Result<(), KernelError> {
-        batch::update(self.call_sites.map().fd().as_fd(), keys, rows)
-            .map_err(|source| KernelError::Rows { rows: keys.len(), source })
+    /// When the kernel has no room.
+    pub fn put_table(&mut self, number: u32, words: &[u64]) -> Result<(), KernelError> {
+        inner_map::put(self.tables.fd().as_fd(), number, words)
+            .map_err(|source| KernelError::Table { words: words.len(), source })
     }
 
-    /// Removes unwind rows that were added.
-    pub fn remove_call_sites(&mut self, keys: &[u64]) {
-        if let Err(error) = batch::delete(self.call_sites.map().fd().as_fd(), keys) {
-            log::debug!("remove {} unwind rows: {error}", keys.len());
+    /// How often process `tgid` has called `exec`, modulo 256.
+    pub fn image(&self, tgid: u32) -> u8 {
+        self.images.get(&tgid, 0).unwrap_or(0) as u8
+    }
+
+    /// Says what target number `target` has mapped when it runs `image`: `mappings` by address. What was said
+    /// before is void.
+    ///
+    /// # Errors
+    /// When the kernel has no room.
+    pub fn put_mappings(
+        &mut self,
+        target: u16,
+        image: u8,
+        mappings: &[CodeMapping],
+    ) -> Result<(), KernelError> {
+        let mappings = &mappings[..mappings.len().min(MAX_MAPPINGS as usize)];
+        let mut entries = vec![CodeMapping::header(mappings.len() as u32, image)];
+        entries.extend_from_slice(mappings);
+        inner_map::put(self.mappings.fd().as_fd(), target.into(), &entries)
+            .map_err(|source| KernelError::Table { words: size_of_val(&*entries) / 8, source })
+    }
+
+    /// Target number `target` has ended.
+    pub fn forget_mappings(&mut self, target: u16) {
+        if let Err(error) = self.put_mappings(target, 0, &[]) {
+            log::debug!("forget the mappings of target {target}: {error}");
         }
     }
 
     /// Forgets the stacks of target number `target`, process `tgid`, that are of an image it no longer runs.
     pub fn forget_stacks(&mut self, target: u16, tgid: u32) {
-        let image = self.images.get(&tgid, 0).unwrap_or(0) as u8;
+        let image = self.image(tgid);
         let ids = self.stacks.keys().filter_map(Result::ok);
         let ids: Vec<u64> = ids.filter(|id| stack_is_of_earlier_image(*id, target, image)).collect();
         if let Err(error) = batch::delete(self.stacks.map().fd().as_fd(), &ids) {
@@ -299,6 +330,13 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
 
 fn array(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, u64>, KernelError> {
     Array::try_from(take_map(ebpf, name)?).map_err(|source| KernelError::Map { name, source })
+}
+
+fn array_of_maps(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, KernelError> {
+    match take_map(ebpf, name)? {
+        Map::ArrayOfMaps(data) => Ok(data),
+        _ => Err(KernelError::Missing(name)),
+    }
 }
 
 fn hash_map<K: Pod, V: Pod>(

@@ -2,9 +2,12 @@
 
 pub mod attach;
 mod batch;
+mod bpf;
 mod holder;
 pub mod hooks;
+mod inner_map;
 pub mod kernel;
 pub mod lost;
 pub mod multi;
 pub mod placement;
+mod task_layout;

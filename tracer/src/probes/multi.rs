@@ -7,15 +7,14 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::maps::{Map, MapData};
-use aya_obj::Object;
+use aya_obj::{Function, Object};
 use thiserror::Error;
 
-/// Commands of `enum bpf_cmd`, linux/bpf.h.
-const BPF_PROG_LOAD: libc::c_int = 5;
-const BPF_LINK_CREATE: libc::c_int = 28;
+use super::bpf;
+
 /// `BPF_PROG_TYPE_KPROBE` of `enum bpf_prog_type`, linux/bpf.h: uprobes are of the same type.
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 /// `BPF_TRACE_UPROBE_MULTI` of `enum bpf_attach_type`, linux/bpf.h (since Linux 6.6).
@@ -38,6 +37,9 @@ pub enum MultiError {
     /// The shipped object could not be linked.
     #[error("relocate the eBPF object")]
     Relocate(#[from] aya_obj::relocation::EbpfRelocationError),
+    /// The kernel refused the object's types.
+    #[error("load the types of the eBPF object")]
+    Types(#[source] io::Error),
     /// The kernel refused a program.
     #[error("load eBPF program {name} for many probes")]
     Load {
@@ -64,6 +66,25 @@ struct LoadAttr {
     prog_name: [u8; 16],
     prog_ifindex: u32,
     expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    /// Not padding: see [`LinkAttr::rest`].
+    rest: u32,
+}
+
+/// The `BPF_BTF_LOAD` member of `union bpf_attr`, linux/bpf.h, as far as it is used.
+#[repr(C)]
+#[derive(Default)]
+struct BtfAttr {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
+    btf_log_level: u32,
+    /// Not padding: see [`LinkAttr::rest`].
+    rest: u32,
 }
 
 /// The `link_create` member of `union bpf_attr` with its `uprobe_multi` part, linux/bpf.h.
@@ -110,6 +131,8 @@ impl LinkKind {
 /// The probe programs for links of many probes. Each is loaded when it is first asked for.
 pub struct MultiPrograms {
     object: Object,
+    /// Types of the object: a program with a callback is not loaded without.
+    types: Option<OwnedFd>,
     loaded: HashMap<(&'static str, u32), OwnedFd>,
     has_sessions: bool,
 }
@@ -137,6 +160,7 @@ impl MultiPrograms {
         let mut object = Object::parse(object)?;
         let fds: HashMap<&str, RawFd> =
             maps.filter_map(|(name, map)| Some((name, map_fd(map)?.as_raw_fd()))).collect();
+        let types = load_types(&mut object)?;
         // The maps are moved out for the call: the object is borrowed as a whole.
         let described: Vec<_> = object.maps.drain().collect();
         let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
@@ -144,7 +168,7 @@ impl MultiPrograms {
             described.iter().filter_map(|(name, map)| Some((name.as_str(), *fds.get(name.as_str())?, map)));
         object.relocate_maps(with_fds, &text)?;
         object.relocate_calls(&text)?;
-        let mut programs = Self { object, loaded: HashMap::new(), has_sessions: false };
+        let mut programs = Self { object, types, loaded: HashMap::new(), has_sessions: false };
         let failed = |source| MultiError::Load { name: probe.to_owned(), source };
         programs.program(probe, LinkKind::Entry).map_err(failed)?;
         programs.has_sessions = programs.program(probe, LinkKind::Session).is_ok();
@@ -170,7 +194,7 @@ impl MultiPrograms {
         tgid: u32,
     ) -> io::Result<OwnedFd> {
         let program = self.program(name, kind)?;
-        let attr = LinkAttr {
+        let mut attr = LinkAttr {
             prog_fd: program.cast_unsigned(),
             attach_type: kind.attach_type(),
             path: path.as_ptr() as u64,
@@ -183,7 +207,7 @@ impl MultiPrograms {
             ..LinkAttr::default()
         };
         // SAFETY: the attribute names a string and two arrays of `cnt` elements, which outlive the call.
-        unsafe { bpf(BPF_LINK_CREATE, &attr) }
+        unsafe { bpf::open(bpf::BPF_LINK_CREATE, &mut attr) }
     }
 
     fn program(&mut self, name: &'static str, kind: LinkKind) -> io::Result<RawFd> {
@@ -193,7 +217,8 @@ impl MultiPrograms {
         }
         let program = self.object.programs.get(name).ok_or(io::ErrorKind::NotFound)?;
         let function = self.object.functions.get(&program.function_key()).ok_or(io::ErrorKind::NotFound)?;
-        let fd = load(name, kind.attach_type(), &function.instructions, &program.license)?;
+        let types = self.types.as_ref().map(AsFd::as_fd);
+        let fd = load(name, kind.attach_type(), function, types, &program.license)?;
         let raw = fd.as_raw_fd();
         self.loaded.insert(key, fd);
         Ok(raw)
@@ -203,56 +228,65 @@ impl MultiPrograms {
 fn load(
     name: &str,
     expected_attach_type: u32,
-    instructions: &[aya_obj::generated::bpf_insn],
+    function: &Function,
+    types: Option<BorrowedFd<'_>>,
     license: &CString,
 ) -> io::Result<OwnedFd> {
     let mut prog_name = [0; 16];
     for (to, from) in prog_name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
+    let functions = function.func_info.func_info_bytes();
     let mut attr = LoadAttr {
         prog_type: BPF_PROG_TYPE_KPROBE,
-        insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
-        insns: instructions.as_ptr() as u64,
+        insn_cnt: u32::try_from(function.instructions.len()).map_err(io::Error::other)?,
+        insns: function.instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
         prog_name,
         expected_attach_type,
         ..LoadAttr::default()
     };
-    // SAFETY: the attribute names `insn_cnt` instructions and a string, which outlive the call.
-    let loaded = unsafe { bpf(BPF_PROG_LOAD, &attr) };
+    if let Some(types) = types {
+        attr.prog_btf_fd = types.as_raw_fd().cast_unsigned();
+        attr.func_info_rec_size = function.func_info_rec_size as u32;
+        attr.func_info = functions.as_ptr() as u64;
+        attr.func_info_cnt = function.func_info.len() as u32;
+    }
+    // SAFETY: the attribute names `insn_cnt` instructions, a string and the places of the functions, which
+    // outlive the call.
+    let loaded = unsafe { bpf::open(bpf::BPF_PROG_LOAD, &mut attr) };
     if loaded.is_err() && log::log_enabled!(log::Level::Debug) {
         let mut verdict = vec![0_u8; 1 << 20];
         attr.log_level = 1;
         attr.log_size = verdict.len() as u32;
         attr.log_buf = verdict.as_mut_ptr() as u64;
         // SAFETY: as above, and the buffer for the log outlives the call too.
-        let again = unsafe { bpf(BPF_PROG_LOAD, &attr) };
+        let again = unsafe { bpf::open(bpf::BPF_PROG_LOAD, &mut attr) };
         let text = String::from_utf8_lossy(verdict.split(|byte| *byte == 0).next().unwrap_or_default());
         log::debug!("{name} is refused ({:?}): {text}", again.err());
     }
     loaded
 }
 
-/// A `bpf` command that answers with a descriptor.
-///
-/// # Safety
-/// What `attr` points to must be valid for the command.
-unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is as large as said; the caller vouches for what it points to.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>() as libc::c_uint) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel made this descriptor for us just now; descriptors fit an int.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+/// Gives the kernel the object's types, where it takes any.
+fn load_types(object: &mut Object) -> Result<Option<OwnedFd>, MultiError> {
+    let Some(features) = aya::features().btf() else { return Ok(None) };
+    let failed = |error: aya_obj::btf::BtfError| MultiError::Types(io::Error::other(error));
+    let Some(types) = object.fixup_and_sanitize_btf(features).map_err(failed)? else { return Ok(None) };
+    let bytes = types.to_bytes();
+    let mut attr = BtfAttr {
+        btf: bytes.as_ptr() as u64,
+        btf_size: u32::try_from(bytes.len()).map_err(|error| MultiError::Types(io::Error::other(error)))?,
+        ..BtfAttr::default()
+    };
+    // SAFETY: the attribute names `btf_size` bytes, which outlive the call.
+    unsafe { bpf::open(bpf::BPF_BTF_LOAD, &mut attr) }.map(Some).map_err(MultiError::Types)
 }
 
 /// The descriptor of a map of the kinds that the object has.
 fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
     let data: &MapData = match map {
-        Map::Array(data) | Map::HashMap(data) | Map::RingBuf(data) => data,
+        Map::Array(data) | Map::HashMap(data) | Map::RingBuf(data) | Map::ArrayOfMaps(data) => data,
         _ => return None,
     };
     Some(data.fd().as_fd())

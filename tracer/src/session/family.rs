@@ -75,7 +75,7 @@ impl Live<'_> {
         let traced = &mut self.traced[index];
         traced.has_ended = true;
         self.kernel.remove_target(tgid);
-        traced.forget_rows(&mut self.kernel);
+        self.kernel.forget_mappings(traced.index);
         self.detacher.detach(std::mem::take(&mut traced.links));
     }
 

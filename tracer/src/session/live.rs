@@ -76,7 +76,11 @@ impl<'a> Live<'a> {
         limits: KernelLimits,
         shared: Shared,
     ) -> Result<Self, Failure> {
-        let config = Config { min_size_bytes: plan.limits.min_bytes, max_size_bytes: plan.limits.max_bytes };
+        let config = Config {
+            min_size_bytes: plan.limits.min_bytes,
+            max_size_bytes: plan.limits.max_bytes,
+            ..Config::ALL_SIZES
+        };
         log::info!("{limits:?}");
         let mut kernel = Kernel::load(config, limits).map_err(|error| {
             // The verifier's log of a refused program is thousands of lines long.

@@ -12,7 +12,7 @@ mod recorder;
 mod sizes;
 mod stop;
 mod traced;
-mod unwind_rows;
+mod unwind_tables;
 
 use std::process::ExitCode;
 
@@ -105,8 +105,8 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     }
     live::raise_file_limit();
     let counted = sizes::count_calls(plan, &targets);
-    let mut shared = Shared::default();
-    let limits = sizes::limits(plan, &targets, counted.as_ref(), &mut shared);
+    let shared = Shared::default();
+    let limits = sizes::limits(plan, &targets, counted.as_ref());
     let mut live = Live::new(plan, notes, limits, shared)?;
     for target in targets {
         let tgid = target.process.tgid;
@@ -146,8 +146,8 @@ async fn start(plan: &TracePlan, command: &[std::ffi::OsString]) -> Result<ExitC
     ready()?;
     let mut stop = Stop::at_signal().context("watch for signals")?;
     live::raise_file_limit();
-    let mut shared = Shared::default();
-    let limits = sizes::limits(plan, &[], None, &mut shared);
+    let shared = Shared::default();
+    let limits = sizes::limits(plan, &[], None);
     let mut live = Live::new(plan, Vec::new(), limits, shared).map_err(as_launch_failure)?;
     let mut launched = launch(command, plan.children).map_err(launch_failure)?;
     trace_command(plan, &mut live, &mut launched, &mut stop).await.map_err(as_launch_failure)

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use tracer_common::config::Config;
 
-use super::traced::Shared;
 use crate::cli::plan::TracePlan;
 use crate::probes::attach::{Attachee, Links};
 use crate::probes::hooks::Purpose;
@@ -39,13 +38,6 @@ const CALLS_PER_STACK: u64 = 4;
 const THREADS: (u64, u64) = (1 << 16, 1 << 22);
 const THREAD_GROWTH: u64 = 16;
 
-/// Most unwind rows at a time where the targets are not known yet, or may become many. A row takes about 64
-/// bytes, and only those that there are; the map itself takes 16 bytes for each that there may be.
-const MANY_CALL_SITES: u32 = 1 << 22;
-
-/// Rows of libraries that are loaded later, for one target.
-const LATER_CALL_SITES: u64 = 1 << 18;
-
 /// Calls counted before the trace. As long as it lives the counting probes stay, so that the traps need not
 /// be taken away and placed again.
 pub struct Counted {
@@ -65,7 +57,7 @@ pub fn count_calls(plan: &TracePlan, targets: &[Target]) -> Option<Counted> {
 }
 
 fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>> {
-    let limits = KernelLimits { ring_bytes: 4096, call_sites: 1, stacks: 1, threads: 1, single_links: false };
+    let limits = KernelLimits { ring_bytes: 4096, stacks: 1, threads: 1, single_links: false };
     let mut kernel = Kernel::load(Config::ALL_SIZES, limits)?;
     if kernel.multi().is_none() {
         return Ok(None);
@@ -95,21 +87,11 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
 }
 
 /// The sizes for `targets`; none are known yet where a command is to be started.
-pub fn limits(
-    plan: &TracePlan,
-    targets: &[Target],
-    counted: Option<&Counted>,
-    shared: &mut Shared,
-) -> KernelLimits {
+pub fn limits(plan: &TracePlan, targets: &[Target], counted: Option<&Counted>) -> KernelLimits {
     let per_second = counted.map_or(0, |counted| counted.per_second);
     let threads = targets.iter().map(|target| thread_count(target.process.tgid)).sum();
     KernelLimits {
         ring_bytes: plan.ring_bytes.unwrap_or_else(|| ring_bytes(per_second, available_bytes())),
-        call_sites: if plan.children || targets.is_empty() {
-            MANY_CALL_SITES
-        } else {
-            call_sites(targets.iter().map(|target| shared.row_count(target)).sum(), targets.len())
-        },
         stacks: plan.max_stacks.unwrap_or_else(|| power_within(per_second / CALLS_PER_STACK, STACKS)),
         threads: power_within(threads, THREADS),
         single_links: plan.single_links,
@@ -121,11 +103,6 @@ fn ring_bytes(calls_per_second: u64, available_bytes: u64) -> u32 {
     let most = (available_bytes / SHARE_OF_MEMORY).max(1 << 20);
     // A power of two that fits.
     wanted.min(1 << u64::from(most.ilog2()).min(31))
-}
-
-fn call_sites(rows: u64, targets: usize) -> u32 {
-    let later = LATER_CALL_SITES * targets as u64;
-    power_within(rows + later, (LATER_CALL_SITES, u64::from(MANY_CALL_SITES)))
 }
 
 /// The power of two that holds `wanted`, within bounds that are powers of two below 2^32.
@@ -167,8 +144,6 @@ mod tests {
 
     #[test]
     fn maps_have_room_for_what_comes() {
-        assert_eq!(call_sites(100_000, 1), 1 << 19);
-        assert_eq!(call_sites(10_000_000, 1), MANY_CALL_SITES);
         assert_eq!(power_within(0, STACKS), 65_536);
         assert_eq!(power_within(400_000, STACKS), 1 << 19);
     }

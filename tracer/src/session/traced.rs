@@ -1,39 +1,26 @@
-//! One target of a live session: its process, its probes, its unwind rows and its books.
-
-use std::collections::HashSet;
+//! One target of a live session: its process, its probes, its mapped code and its books.
 
 use tracer_common::config::TargetEntry;
-use tracer_common::native::CallSite;
 use tracer_common::probe::Domain;
+use tracer_common::unwind_table::CodeMapping;
 
 use super::modules::ModuleTable;
 use super::own_pages::OwnPages;
-use super::unwind_rows::UnwindRows;
+use super::unwind_tables::UnwindTables;
 use crate::model::{Event, Mapping};
 use crate::probes::attach::{Attachee, Links};
 use crate::probes::hooks::Purpose;
 use crate::probes::kernel::Kernel;
 use crate::target::Target;
 use crate::trace::Trace;
-use crate::unwind::CallSiteRow;
 
 /// What the targets of a session share: files that are mapped by several are read once.
 #[derive(Default)]
 pub struct Shared {
     /// Mapped files.
     pub modules: ModuleTable,
-    /// Their unwind rows.
-    pub rows: UnwindRows,
-}
-
-impl Shared {
-    /// Unwind rows of everything that `target` has mapped.
-    pub fn row_count(&mut self, target: &Target) -> u64 {
-        let mappings = self.modules.renumber(&target.mappings);
-        // What cannot be read is told when the rows are loaded.
-        let rows = mappings.iter().map(|mapping| self.rows.count(self.modules.modules(), mapping.module));
-        rows.map(|count| count as u64).sum()
-    }
+    /// Their unwind tables.
+    pub tables: UnwindTables,
 }
 
 /// A target and everything that the session holds for it.
@@ -56,8 +43,8 @@ pub struct Traced {
     pub has_ended: bool,
     /// Its mappings, with modules numbered for the session.
     pub mappings: Vec<Mapping>,
-    loaded_mappings: HashSet<(u64, u64, u32)>,
-    loaded_keys: Vec<u64>,
+    /// What the kernel side was told of them, and of which image.
+    placed: Option<(Vec<CodeMapping>, u8)>,
     own_pages: OwnPages,
     /// What the kernel side was told of the process.
     entry: Option<TargetEntry>,
@@ -76,14 +63,13 @@ impl Traced {
             has_forked: false,
             has_ended: false,
             mappings: Vec::new(),
-            loaded_mappings: HashSet::new(),
-            loaded_keys: Vec::new(),
+            placed: None,
             own_pages: OwnPages::default(),
             entry: None,
         }
     }
 
-    /// Gives the kernel side the unwind rows of everything that is mapped and has not got them yet, then
+    /// Gives the kernel side the unwind tables of everything that is mapped and has not got them yet, then
     /// places the probes that are missing. Stacks are whole from the first event on.
     ///
     /// # Errors
@@ -96,7 +82,7 @@ impl Traced {
     ) -> anyhow::Result<Vec<String>> {
         self.mappings = shared.modules.renumber(&self.target.mappings);
         self.own_pages.learn(&self.target, &mut shared.modules);
-        let mut notes = self.load_rows(kernel, shared);
+        let mut notes = self.place_code(kernel, shared);
         let sites: Vec<_> = self
             .target
             .sites
@@ -127,28 +113,17 @@ impl Traced {
         Ok(notes)
     }
 
-    /// Rows that the kernel does not take leave stacks cut short, which is told; the figures stay right.
-    fn load_rows(&mut self, kernel: &mut Kernel, shared: &mut Shared) -> Vec<String> {
+    /// A table that the kernel does not take leaves stacks cut short, which is told; the figures stay right.
+    fn place_code(&mut self, kernel: &mut Kernel, shared: &mut Shared) -> Vec<String> {
         let mut notes = Vec::new();
-        let identity = |mapping: &Mapping| (mapping.start_addr, mapping.file_offset, mapping.module);
-        // What another file has replaced must be loaded anew should it come back.
-        let current: HashSet<_> = self.mappings.iter().map(identity).collect();
-        self.loaded_mappings.retain(|loaded| current.contains(loaded));
-        for mapping in &self.mappings {
-            if !self.loaded_mappings.insert(identity(mapping)) {
-                continue;
+        shared.tables.load(kernel, shared.modules.modules(), &mut notes);
+        let image = kernel.image(self.target.process.tgid);
+        let placed = (shared.tables.placed(&self.mappings), image);
+        if self.placed.as_ref() != Some(&placed) {
+            if let Err(error) = kernel.put_mappings(self.index, image, &placed.0) {
+                notes.push(format!("stacks may be cut short: {:#}", anyhow::Error::from(error)));
             }
-            let modules = shared.modules.modules();
-            let rows = shared.rows.of(modules, mapping.module, &mut notes);
-            let (keys, rows) = placed_rows(self.index, mapping, &rows);
-            if let Err(error) = kernel.add_call_sites(&keys, &rows) {
-                let module = modules.get(mapping.module as usize);
-                let path = module.map_or("an unknown file", |(module, _)| module.path.as_str());
-                let cause = anyhow::Error::from(error);
-                notes.push(format!("stacks through {path} may be cut short: {cause:#}"));
-            }
-            log::debug!("{} unwind rows at {:#x}", rows.len(), mapping.start_addr);
-            self.loaded_keys.extend(keys);
+            self.placed = Some(placed);
         }
         notes
     }
@@ -199,29 +174,9 @@ impl Traced {
         domains: Option<&[Domain]>,
     ) -> anyhow::Result<Vec<String>> {
         kernel.forget_stacks(self.index, self.target.process.tgid);
-        self.forget_rows(kernel);
         self.own_pages.clear();
         self.entry = None;
         self.target.rediscover()?;
         self.instrument(kernel, shared, domains)
     }
-
-    /// Takes the unwind rows back from the kernel side.
-    pub fn forget_rows(&mut self, kernel: &mut Kernel) {
-        kernel.remove_call_sites(&self.loaded_keys);
-        self.loaded_keys.clear();
-        self.loaded_mappings.clear();
-    }
-}
-
-/// The rows of the calls in `mapping` of target number `target`, with their keys; `rows` are its file's.
-fn placed_rows(target: u16, mapping: &Mapping, rows: &[CallSiteRow]) -> (Vec<u64>, Vec<CallSite>) {
-    // A return address may lie right behind the mapping: its call is the last instruction.
-    let (start, end) = (mapping.file_offset, mapping.file_offset + (mapping.end_addr - mapping.start_addr));
-    let first = rows.partition_point(|row| row.file_offset <= start);
-    let last = rows.partition_point(|row| row.file_offset <= end);
-    rows[first..last]
-        .iter()
-        .map(|row| (CallSite::key(target, row.file_offset - start + mapping.start_addr), row.row))
-        .unzip()
 }

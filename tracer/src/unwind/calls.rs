@@ -46,15 +46,6 @@ impl<'a> CodeReader<'a> {
             each(&instruction);
         }
     }
-
-    /// Reports the return address of each near call, direct or indirect, that starts in the range.
-    pub(super) fn calls(&mut self, start_addr: u64, end_addr: u64, mut each: impl FnMut(u64)) {
-        self.instructions(start_addr, end_addr, |instruction| {
-            if is_call(instruction) {
-                each(instruction.next_ip());
-            }
-        });
-    }
 }
 
 /// Whether the instruction pushes a return address in 64-bit code.

@@ -7,17 +7,6 @@ use iced_x86::{FlowControl, Instruction};
 
 use super::calls::{CodeReader, is_call};
 
-/// Reports the return addresses of calls from the entry point on, up to where the code jumps away.
-pub(super) fn calls_from_entry(code: &mut CodeReader<'_>, from_entry: Range<u64>, mut each: impl FnMut(u64)) {
-    let mut has_left = false;
-    code.instructions(from_entry.start, from_entry.end, |instruction| {
-        if !has_left && is_call(instruction) {
-            each(instruction.next_ip());
-        }
-        has_left |= leaves(instruction);
-    });
-}
-
 /// Where the code from the entry point on jumps away for good: the first address behind that. The start of
 /// `from_entry` where it calls nothing before: an entry point that a linker made up, in a library.
 pub(super) fn end_of_first_code(code: &mut CodeReader<'_>, from_entry: Range<u64>) -> u64 {

@@ -1,34 +1,18 @@
-//! Calls in code that no unwind table describes, as Go and plain assembly leave it.
+//! Frame pointers in code that no unwind table describes, as Go and plain assembly leave it.
 
 use std::ops::Range;
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
 use tracer_common::unwind_table::{Base, Rule};
 
-use super::calls::{CodeReader, is_call};
+use super::calls::CodeReader;
 
-/// Reports the return addresses of calls in `gap` that are made with a frame pointer in place.
+/// Reports the rules of the code in `gap`, each at the address from which on it is in force. Nothing is in
+/// force before the first.
 ///
-/// Without a table nothing says where a function starts, so this is a judgement: a call counts when
-/// `push rbp; mov rbp, rsp` comes before it, and no later function that saves registers otherwise. A gap
-/// may be data (tables of constants between functions), where that pair hardly occurs. A call that is
-/// left out is not lost: the walk then checks for itself whether `rbp` leads on.
-pub(super) fn calls_with_frame_pointer(
-    code: &mut CodeReader<'_>,
-    gap: Range<u64>,
-    mut each: impl FnMut(u64),
-) {
-    let mut scan = Scan::default();
-    code.instructions(gap.start, gap.end, |instruction| {
-        scan.step(instruction);
-        if scan.framed && is_call(instruction) {
-            each(instruction.next_ip());
-        }
-    });
-}
-
-/// Reports the rules of the code in `gap`, each at the address from which on it is in force, judged as in
-/// [`calls_with_frame_pointer`]. Nothing is in force before the first.
+/// Without a table nothing says where a function starts, so this is a judgement: a frame pointer counts when
+/// `push rbp; mov rbp, rsp` has set it, and no later function saves registers otherwise. A gap may be data
+/// (tables of constants between functions), where that pair hardly occurs.
 pub(super) fn rules(code: &mut CodeReader<'_>, gap: Range<u64>, mut each: impl FnMut(u64, Rule)) {
     let framed = Rule::new(Base::Rbp, 16, -16).unwrap_or(Rule::UNSUPPORTED);
     let mut scan = Scan::default();

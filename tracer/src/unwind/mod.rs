@@ -16,12 +16,10 @@
 //! | `calls.rs` | instructions in a range of code |
 //! | `entry.rs` | the first code of a program, where nothing describes it |
 //! | `frame_pointers.rs` | other code that nothing describes |
-//! | `call_sites.rs` | rules of return addresses alone |
 //!
 //! The input may be damaged in any way: what can still be read gives rows, and the work is bounded by the
 //! length of the file, since no byte of code is decoded more than twice.
 
-mod call_sites;
 mod calls;
 mod compiler;
 mod entries;
@@ -38,7 +36,6 @@ mod tests;
 
 use tracer_common::unwind_table::Geometry;
 
-pub use call_sites::{CallSiteRow, call_sites};
 use image::Image;
 
 /// How to step to the caller from every address of a file's code.

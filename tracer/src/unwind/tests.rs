@@ -1,10 +1,8 @@
 //! Tests over programs built for the purpose, and over damaged copies of them.
 
-mod call_sites;
 mod damage;
 mod tables;
 mod truth;
-mod walk;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -93,7 +91,7 @@ impl<'a> Lookup<'a> {
             end_addr: u64::MAX,
             file_offset: 0,
             table: 7,
-            reserved: 0,
+            image: 0,
             geometry: self.table.geometry,
         };
         rule_at(self, &mapping, Self::ADDR + offset)

@@ -1,0 +1,72 @@
+//! Reading the memory of the current process.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::helpers::{bpf_probe_read_user, generated};
+use tracer_common::memory::ReadMemory;
+
+/// Words that are read at a time: a read costs about as much for 64 words as for one, and frames lie close
+/// together.
+const WINDOW_WORDS: usize = 64;
+const WINDOW_BYTES: u64 = WINDOW_WORDS as u64 * 8;
+
+/// A part of the stack as it was when it was read.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Window {
+    /// Address of the first word.
+    pub start_addr: u64,
+    /// The words.
+    pub words: [u64; WINDOW_WORDS],
+}
+
+/// No window begins there: user addresses are lower, and so are those behind it by less than its size.
+const NOWHERE: u64 = 1 << 63;
+
+/// The memory of the current process, through a window on the stack.
+#[derive(Clone, Copy)]
+pub struct UserMemory {
+    window: *mut Window,
+}
+
+impl UserMemory {
+    /// Reads through `window`, which lives as long as this.
+    #[inline(always)]
+    pub fn new(window: *mut Window) -> Self {
+        Self { window }
+    }
+
+    /// Forgets what was read.
+    #[inline(always)]
+    pub fn forget(&self) {
+        // SAFETY: the window belongs to this thread and is written here alone.
+        unsafe { write_volatile(&raw mut (*self.window).start_addr, NOWHERE) };
+    }
+}
+
+impl ReadMemory for UserMemory {
+    #[inline(always)]
+    fn read_word(&self, addr: u64) -> Option<u64> {
+        // SAFETY: a user read may fail; it touches no memory of ours.
+        let alone = || unsafe { bpf_probe_read_user(addr as *const u64) }.ok();
+        // Only aligned words are read through the window, so that it begins at one.
+        if addr & 7 != 0 {
+            return alone();
+        }
+        // SAFETY: the window belongs to this thread; the index is held below its length.
+        unsafe {
+            let inside = addr.wrapping_sub(read_volatile(&raw const (*self.window).start_addr));
+            if inside < WINDOW_BYTES {
+                return Some((*self.window).words[(inside >> 3) as usize]);
+            }
+            let words = (&raw mut (*self.window).words).cast();
+            if generated::bpf_probe_read_user(words, WINDOW_BYTES as u32, addr as *const _) == 0 {
+                write_volatile(&raw mut (*self.window).start_addr, addr);
+                return Some(read_volatile((&raw const (*self.window).words).cast()));
+            }
+        }
+        self.forget();
+        // The end of what is mapped may be near.
+        alone()
+    }
+}

@@ -1,0 +1,40 @@
+//! What the kernel knows of the current thread.
+
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
+
+use crate::maps::config;
+
+/// Return probes that are looked through for one: as many as a thread can have pending
+/// (`MAX_URETPROBE_DEPTH`, include/linux/uprobes.h of Linux 6.1).
+const MAX_INSTANCES: u32 = 64;
+
+fn kernel_word(addr: u64) -> Option<u64> {
+    // SAFETY: a kernel read may fail; it touches no memory of ours.
+    unsafe { bpf_probe_read_kernel(addr as *const u64) }.ok()
+}
+
+/// What `orig_ret_vaddr` the pending return probe has that took the return address at `slot_addr`. Of several
+/// probes on one function only the first found the address, the others found `trampoline`.
+#[inline(always)]
+pub fn probed_return_addr(slot_addr: u64, trampoline: u64) -> Option<u64> {
+    let layout = config().task;
+    if layout.utask == 0 {
+        return None;
+    }
+    // SAFETY: the helper takes no pointers.
+    let task = unsafe { bpf_get_current_task() };
+    let utask = kernel_word(task.wrapping_add(layout.utask)).filter(|utask| *utask != 0)?;
+    let mut instance = kernel_word(utask.wrapping_add(layout.return_instances))?;
+    for _ in 0..MAX_INSTANCES {
+        if instance == 0 {
+            break;
+        }
+        let stack = kernel_word(instance.wrapping_add(layout.instance_stack))?;
+        let return_addr = kernel_word(instance.wrapping_add(layout.instance_return_addr))?;
+        if stack == slot_addr && return_addr != trampoline {
+            return Some(return_addr);
+        }
+        instance = kernel_word(instance.wrapping_add(layout.instance_next))?;
+    }
+    None
+}

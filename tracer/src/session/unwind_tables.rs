@@ -1,0 +1,92 @@
+//! The unwind tables of the session's modules: each file's is made once, and given to the kernel side once.
+
+use std::fs::File;
+use std::thread;
+
+use memmap2::Mmap;
+use tracer_common::unwind_table::{CodeMapping, Geometry};
+
+use crate::model::{Mapping, Module};
+use crate::probes::kernel::Kernel;
+use crate::unwind::{Table, compile};
+
+/// Tables by the session's module numbers: in the kernel side's hands; `None` where a file has none.
+#[derive(Default)]
+pub struct UnwindTables {
+    by_module: Vec<Option<Geometry>>,
+}
+
+impl UnwindTables {
+    /// Makes the tables of those of `modules` that have none yet and gives them to the kernel side. A file
+    /// that cannot be read leaves stacks cut short, which is told in `notes`, once.
+    pub fn load(&mut self, kernel: &mut Kernel, modules: &[(Module, Option<File>)], notes: &mut Vec<String>) {
+        let first = self.by_module.len();
+        let new = modules.get(first..).unwrap_or_default();
+        for (index, (made, (module, _))) in made(new).into_iter().zip(new).enumerate() {
+            let number = (first + index) as u32;
+            let loaded = made.and_then(|table| {
+                kernel
+                    .put_table(number, &table.words)
+                    .map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
+                log::debug!("{} words of unwind table for {}", table.words.len(), module.path);
+                Ok(table.geometry)
+            });
+            self.by_module.push(
+                loaded
+                    .inspect_err(|cause| {
+                        notes.push(format!("stacks through {} may be cut short: {cause}", module.path));
+                    })
+                    .ok(),
+            );
+        }
+    }
+
+    /// `mappings`, which are sorted by address, as the kernel side wants them.
+    pub fn placed(&self, mappings: &[Mapping]) -> Vec<CodeMapping> {
+        let placed = mappings.iter().map(|mapping| {
+            let geometry = self.by_module.get(mapping.module as usize).copied().flatten();
+            CodeMapping {
+                start_addr: mapping.start_addr,
+                end_addr: mapping.end_addr,
+                file_offset: mapping.file_offset,
+                table: geometry.map_or(CodeMapping::NO_TABLE, |_| mapping.module),
+                image: 0,
+                geometry: geometry.unwrap_or_default(),
+            }
+        });
+        placed.collect()
+    }
+}
+
+/// The tables of `modules`, made side by side: the largest file takes longest.
+fn made(modules: &[(Module, Option<File>)]) -> Vec<Result<Table, String>> {
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let mut tables: Vec<Option<Result<Table, String>>> = modules.iter().map(|_| None).collect();
+    thread::scope(|scope| {
+        let work = || {
+            let mut done = Vec::new();
+            loop {
+                let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let Some((_, file)) = modules.get(index) else { return done };
+                done.push((index, table_of(file.as_ref())));
+            }
+        };
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        let mine = work();
+        let theirs = others.into_iter().filter_map(|other| other.join().ok());
+        for (index, table) in theirs.flatten().chain(mine) {
+            tables[index] = Some(table);
+        }
+    });
+    let unknown = || Err("the table was not made".to_owned());
+    tables.into_iter().map(|table| table.unwrap_or_else(unknown)).collect()
+}
+
+fn table_of(file: Option<&File>) -> Result<Table, String> {
+    let file = file.ok_or("it could not be opened")?;
+    // SAFETY: the mapping is read only; a file that is truncated meanwhile raises SIGBUS, as for every
+    // program that has it mapped, the target first of all.
+    let bytes = unsafe { Mmap::map(file) }.map_err(|error| error.to_string())?;
+    compile(&bytes, None).map_err(|error| error.to_string())
+}
