@@ -6,4 +6,19 @@
 pub trait ReadMemory {
     /// The 8 bytes at `addr` in the target's byte order, or `None` where they cannot be read.
     fn read_word(&self, addr: u64) -> Option<u64>;
+
+    /// Reads the `count` words at `addr` into the first ones of `to`, or says `false`. More than there is room
+    /// for are not read.
+    ///
+    /// The kernel side overrides it: one read of many words costs what one of a single word does.
+    #[inline(always)]
+    fn read_words<const N: usize>(&self, addr: u64, count: u32, to: &mut [u64; N]) -> bool {
+        let mut from = addr;
+        for word in to.iter_mut().take(count as usize) {
+            let Some(value) = self.read_word(from) else { return false };
+            *word = value;
+            from = from.wrapping_add(8);
+        }
+        true
+    }
 }

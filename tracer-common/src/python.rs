@@ -1,1 +1,223 @@
-//! Walking the frames of CPython.
+//! Walking the frames of CPython, from 3.8 on.
+//!
+//! The interpreter links the frames that a thread runs, innermost first, from its thread state. A *run* is
+//! what one invocation of `_PyEval_EvalFrameDefault` executes: since 3.11 calls between Python functions stay
+//! within one. From 3.10 on the interpreter keeps a struct in the native frame of that invocation, so that its
+//! address, the run's *mark*, tells which native frame the run stands for. No range of addresses is asked:
+//! compilers split the function.
+//!
+//! | version | links | mark |
+//! |---|---|---|
+//! | 3.8, 3.9 | `PyFrameObject.f_back` | none: each frame is a run |
+//! | 3.10 | the same | `CFrame`, each frame is a run |
+//! | 3.11 | `_PyInterpreterFrame.previous` | `CFrame`, a run ends with the frame that `is_entry` |
+//! | 3.12 on | the same | a shim frame behind the run's last |
+//!
+//! Where the fields lie was read from the debug information and the headers of each version; see
+//! [`PythonLayout`].
+
+mod code_object;
+mod layout;
+mod thread_state;
+
+pub use code_object::{Bytes, CodeFacts, CodeWords, Text};
+pub use layout::{
+    CodeLayout, Flavor, FrameLayout, PcRange, PythonLayout, TextLayout, ThreadLayout, ThreadStorage,
+};
+
+use crate::frame::UNKNOWN_UNIT;
+use crate::memory::ReadMemory;
+
+/// Words of a frame that are read at once, at most.
+const FRAME_WORDS: usize = 16;
+
+/// Owner of a generator's frame: `FRAME_OWNED_BY_GENERATOR`, the same in each version that has owners.
+const OWNED_BY_GENERATOR: u8 = 1;
+
+/// Where a walk is. It holds what was read last too, which is too much for the stack of an eBPF program: keep
+/// it in a map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PythonCursor {
+    /// The thread's pointer to itself.
+    fs_base: u64,
+    /// The thread state whose frames are walked.
+    thread: u64,
+    /// The frame that comes next; 0 behind the last.
+    frame: u64,
+    /// The `CFrame` of the run, 3.10 and 3.11.
+    c_frame: u64,
+    /// The mark of the run that has just ended, where `is_run_over`.
+    mark: u64,
+    /// The thread state that comes next; 0 where there is none.
+    next_thread: u64,
+    /// Of all interpreters: the one whose thread states come next; 0 behind the last.
+    next_interpreter: u64,
+    /// 1 where the last frame was the last of its run, and that was not told yet.
+    is_run_over: u32,
+    /// How many more thread states and interpreters are looked at.
+    looks_left: u32,
+    frame_words: [u64; FRAME_WORDS],
+    code_words: CodeWords,
+}
+
+/// What a step came upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PythonStep {
+    /// A frame, as [`crate::frame::python`] takes it.
+    Frame {
+        /// Address of its code object.
+        code_addr: u64,
+        /// Code unit of the instruction that it executes, or [`UNKNOWN_UNIT`].
+        unit: u32,
+        /// What tells the code object from another at the same address.
+        check: u64,
+    },
+    /// The frames since the last end were those of one invocation of `_PyEval_EvalFrameDefault`. There may
+    /// have been none.
+    EndOfRun {
+        /// An address in that invocation's native frame; 0 where the version has none, or it is not known.
+        mark_addr: u64,
+    },
+    /// Nothing to tell. Go on.
+    Skip,
+    /// There are no more frames.
+    End,
+    /// There may be more frames: memory could not be read, or was not what it should be.
+    Lost,
+}
+
+impl Default for PythonCursor {
+    fn default() -> Self {
+        Self {
+            fs_base: 0,
+            thread: 0,
+            frame: 0,
+            c_frame: 0,
+            mark: 0,
+            next_thread: 0,
+            next_interpreter: 0,
+            is_run_over: 0,
+            looks_left: 0,
+            frame_words: [0; FRAME_WORDS],
+            code_words: CodeWords::default(),
+        }
+    }
+}
+
+impl PythonCursor {
+    /// Takes one step of a walk that [`PythonCursor::start`] began. A walk over damaged memory may not end by
+    /// itself: the caller bounds it.
+    #[inline(always)]
+    pub fn step(&mut self, memory: &impl ReadMemory, layout: &PythonLayout) -> PythonStep {
+        if self.is_run_over != 0 {
+            self.is_run_over = 0;
+            return PythonStep::EndOfRun { mark_addr: self.mark };
+        }
+        let frame_addr = self.frame;
+        if frame_addr == 0 {
+            return self.find_more(memory, layout);
+        }
+        let fields = &layout.frame;
+        let from = frame_addr.wrapping_add(u64::from(fields.read_from));
+        if !memory.read_words(from, fields.read_words.into(), &mut self.frame_words) {
+            return PythonStep::Lost;
+        }
+        self.frame = self.frame_word(fields.previous);
+        let is_shimmed = layout.flavor == Flavor::Shim as u8;
+        let mut owner = 0;
+        if is_shimmed || layout.flavor == Flavor::EntryMark as u8 {
+            owner = self.frame_byte(fields.owner);
+        }
+        if is_shimmed && owner == fields.shim_owner {
+            return PythonStep::EndOfRun { mark_addr: frame_addr };
+        }
+        if is_shimmed && owner > fields.shim_owner {
+            return PythonStep::Skip;
+        }
+        let instruction = self.frame_word(fields.instruction);
+        let bytecode_copy = self.frame_word(fields.tlbc_index) as u32;
+        let is_entry = layout.flavor == Flavor::EntryMark as u8 && self.frame_byte(fields.is_entry) != 0;
+        if is_entry || layout.flavor == Flavor::CFrame as u8 || layout.flavor == Flavor::Plain as u8 {
+            self.end_run(memory, layout);
+        }
+        // The lowest bits are tags from 3.14 on; objects are aligned in each version.
+        let code_addr = self.frame_word(fields.code) & !7;
+        if !self.code_words.read(memory, layout, code_addr) {
+            return PythonStep::Lost;
+        }
+        let unit = match layout.flavor {
+            flavor if flavor == Flavor::Plain as u8 || flavor == Flavor::CFrame as u8 => {
+                unit_of_index(layout, instruction)
+            }
+            _ => {
+                let Some(start_addr) = self.bytecode(memory, layout, code_addr, bytecode_copy) else {
+                    return PythonStep::Lost;
+                };
+                let distance = instruction.wrapping_sub(start_addr) as i64;
+                if owner != OWNED_BY_GENERATOR && distance < self.code_words.first_traceable_byte(layout) {
+                    // It is being built. CPython does not show it either: `_PyFrame_IsIncomplete`.
+                    return PythonStep::Skip;
+                }
+                self.code_words.unit(layout, distance)
+            }
+        };
+        PythonStep::Frame { code_addr, unit, check: self.code_words.check(layout) }
+    }
+
+    /// Where the bytecode lies that the frame's instruction pointer points into.
+    #[inline(always)]
+    fn bytecode(
+        &self,
+        memory: &impl ReadMemory,
+        layout: &PythonLayout,
+        code_addr: u64,
+        copy: u32,
+    ) -> Option<u64> {
+        if layout.code.tlbc == 0 || copy == 0 {
+            return Some(code_addr.wrapping_add(layout.code.bytecode.into()));
+        }
+        // Each thread of a free-threaded interpreter has a copy: {size; entries[]}.
+        let entry = u64::from(copy).wrapping_add(1).wrapping_mul(8);
+        memory.read_word(self.code_words.word(layout, layout.code.tlbc).wrapping_add(entry))
+    }
+
+    /// Notes that the frame which was just read is the last of its run.
+    #[inline(always)]
+    fn end_run(&mut self, memory: &impl ReadMemory, layout: &PythonLayout) {
+        self.is_run_over = 1;
+        self.mark = self.c_frame;
+        if self.c_frame != 0 {
+            let previous = self.c_frame.wrapping_add(layout.frame.c_frame_previous.into());
+            // The marks of the runs behind it are unknown then; the frames are not.
+            self.c_frame = memory.read_word(previous).unwrap_or(0);
+        }
+    }
+
+    /// The word of the frame that holds the field at `offset`, whose first byte comes lowest. The index is
+    /// masked, so that neither a check nor a panic is left of it.
+    #[inline(always)]
+    fn frame_word(&self, offset: u16) -> u64 {
+        let word = self.frame_words[usize::from(offset >> 3) & (FRAME_WORDS - 1)];
+        word >> ((offset & 7) * 8)
+    }
+
+    #[inline(always)]
+    fn frame_byte(&self, offset: u16) -> u8 {
+        self.frame_word(offset) as u8
+    }
+}
+
+/// The unit of `f_lasti`, which is -1 before the first instruction.
+#[inline(always)]
+fn unit_of_index(layout: &PythonLayout, word: u64) -> u32 {
+    let index = word as u32;
+    if index > i32::MAX as u32 {
+        return UNKNOWN_UNIT;
+    }
+    // Counted in bytes up to 3.9.
+    if layout.flavor == Flavor::Plain as u8 { index / 2 } else { index }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Reading code objects.
+
+use super::PythonLayout;
+use crate::code::TextKind;
+use crate::frame::UNKNOWN_UNIT;
+use crate::memory::ReadMemory;
+
+/// Words of a code object that are read at once, at most.
+const CODE_WORDS: usize = 32;
+
+/// As much of a code object as is asked for, read at once. Too large for the stack of an eBPF program: keep
+/// it in a map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeWords([u64; CODE_WORDS]);
+
+/// A text of the interpreter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Text {
+    /// Address of its first character; 0 where it is not known.
+    pub addr: u64,
+    /// Number of characters.
+    pub chars: u32,
+    /// How they are stored.
+    pub kind: TextKind,
+}
+
+/// A row of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// Address of the first; 0 where it is not known.
+    pub addr: u64,
+    /// How many.
+    pub len: u32,
+}
+
+/// What names a code object and its lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeFacts {
+    /// `co_firstlineno`
+    pub first_line: u32,
+    /// `co_qualname` where the version has it, else `co_name`.
+    pub name: Text,
+    /// `co_filename`
+    pub file: Text,
+    /// `co_linetable` or `co_lnotab`.
+    pub table: Bytes,
+    /// What tells the code object from another at the same address, as a step of the walk says it too.
+    pub check: u64,
+}
+
+impl CodeFacts {
+    /// Reads the code object at `code_addr`; `None` where there is none. A part that cannot be read is left
+    /// empty. `words` is overwritten.
+    #[inline(always)]
+    pub fn read(
+        memory: &impl ReadMemory,
+        layout: &PythonLayout,
+        code_addr: u64,
+        words: &mut CodeWords,
+    ) -> Option<Self> {
+        if !words.read(memory, layout, code_addr) {
+            return None;
+        }
+        Some(Self {
+            first_line: words.word(layout, layout.code.first_line) as u32,
+            name: text(memory, layout, words.word(layout, layout.code.name)),
+            file: text(memory, layout, words.word(layout, layout.code.file)),
+            table: bytes(memory, layout, words.word(layout, layout.code.table)),
+            check: words.check(layout),
+        })
+    }
+}
+
+impl Default for CodeWords {
+    fn default() -> Self {
+        Self([0; CODE_WORDS])
+    }
+}
+
+impl CodeWords {
+    /// Reads a code object. `false` where there is none.
+    #[inline(always)]
+    pub(super) fn read(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, code_addr: u64) -> bool {
+        let from = code_addr.wrapping_add(layout.code.read_from.into());
+        memory.read_words(from, layout.code.read_words.into(), &mut self.0)
+            && (layout.code_type_addr == 0 || self.word(layout, layout.code.ob_type) == layout.code_type_addr)
+    }
+
+    /// The word that holds the field at `offset`, whose first byte comes lowest. The index is masked, so that
+    /// neither a check nor a panic is left of it.
+    #[inline(always)]
+    pub(super) fn word(&self, _layout: &PythonLayout, offset: u16) -> u64 {
+        self.0[usize::from(offset >> 3) & (CODE_WORDS - 1)] >> ((offset & 7) * 8)
+    }
+
+    /// What tells this code object from another at the same address.
+    #[inline(always)]
+    pub(super) fn check(&self, layout: &PythonLayout) -> u64 {
+        let fields = &layout.code;
+        let int = |offset| self.word(layout, offset) & 0xffff_ffff;
+        let mut check = int(fields.first_line) | int(fields.flags) << 32;
+        check = fold(check, int(fields.argcount) | int(fields.kwonlyargcount) << 32);
+        check = fold(check, self.word(layout, fields.name));
+        check = fold(check, self.word(layout, fields.file));
+        fold(check, self.word(layout, fields.table))
+    }
+
+    /// Distance from the first instruction to the first of the function's own, bytes.
+    #[inline(always)]
+    pub(super) fn first_traceable_byte(&self, layout: &PythonLayout) -> i64 {
+        i64::from(self.word(layout, layout.code.first_traceable) as u32 as i32) * 2
+    }
+
+    /// The code unit at a distance from the first, in bytes.
+    #[inline(always)]
+    pub(super) fn unit(&self, layout: &PythonLayout, distance: i64) -> u32 {
+        let unit = distance as u64 / 2;
+        if unit < self.word(layout, layout.code.units) && unit < u64::from(UNKNOWN_UNIT) {
+            unit as u32
+        } else {
+            UNKNOWN_UNIT
+        }
+    }
+}
+
+/// Multiply and fold: the multiplier is 2^64 divided by the golden ratio, made odd.
+#[inline(always)]
+fn fold(check: u64, word: u64) -> u64 {
+    let product = (check ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ product >> 32
+}
+
+#[inline(always)]
+fn text(memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) -> Text {
+    let fields = &layout.text;
+    let length = memory.read_word(addr.wrapping_add(fields.length.into()));
+    let state = memory.read_word(addr.wrapping_add(fields.state.into()));
+    let (Some(length), Some(state)) = (length, state) else { return Text::default() };
+    let kind = TextKind::from_number((state >> fields.kind_shift) as u8 & 7);
+    let is_compact = state >> fields.compact_bit & 1 != 0;
+    let is_ascii = state >> fields.compact_bit >> 1 & 1 != 0;
+    if !is_compact || length > u64::from(u32::MAX) {
+        return Text::default();
+    }
+    let data = if is_ascii { fields.ascii_data } else { fields.compact_data };
+    Text { addr: addr.wrapping_add(data.into()), chars: length as u32, kind }
+}
+
+#[inline(always)]
+fn bytes(memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) -> Bytes {
+    match memory.read_word(addr.wrapping_add(layout.text.bytes_size.into())) {
+        Some(len) if len <= u64::from(u32::MAX) => {
+            Bytes { addr: addr.wrapping_add(layout.text.bytes_data.into()), len: len as u32 }
+        }
+        _ => Bytes::default(),
+    }
+}

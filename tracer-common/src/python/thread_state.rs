@@ -1,0 +1,171 @@
+//! Finding the thread states of the current thread.
+//!
+//! The interpreter's own slot of thread specific data holds the thread's state, also while the thread has
+//! given up the global lock. Code of a subinterpreter runs with a state of its own. Up to 3.11 the slot keeps
+//! the main one then, and `tstate_current` has the other; from 3.12 on both the slot and `_Py_tss_tstate` have
+//! the one in use, and the others are found among all thread states by the thread's number.
+
+use super::{Flavor, PythonCursor, PythonLayout, PythonStep, ThreadLayout, ThreadStorage};
+use crate::memory::ReadMemory;
+
+/// Most thread states and interpreters that are looked at to find the other states of a thread.
+const MAX_LOOKS: u32 = 64;
+
+/// glibc's `PTHREAD_KEY_2NDLEVEL_SIZE`, nptl/internaltypes.h.
+const KEYS_PER_BLOCK: u32 = 32;
+/// Bytes of a `struct pthread_key_data`.
+const KEY_DATA_BYTES: u64 = 16;
+/// Most keys there are: `PTHREAD_KEYS_MAX` of glibc; musl has 128.
+const MAX_KEYS: u32 = 1024;
+
+impl PythonCursor {
+    /// Begins a walk of the frames of the thread whose pointer to itself is `fs_base`. `false` where the
+    /// thread runs no Python, as far as can be told.
+    #[inline(always)]
+    pub fn start(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, fs_base: u64) -> bool {
+        self.fs_base = fs_base;
+        self.frame = 0;
+        self.is_run_over = 0;
+        self.next_thread = 0;
+        self.next_interpreter = 0;
+        self.looks_left = 0;
+        let mut attached = 0;
+        if layout.attached_tls_offset != 0 {
+            attached = word_of_thread(memory, fs_base, layout.attached_tls_offset);
+        }
+        if attached == 0 {
+            attached = layout.stored_thread(memory, fs_base);
+        }
+        if layout.current_thread_addr != 0 {
+            // Of whichever thread has the lock.
+            let current = memory.read_word(layout.current_thread_addr).unwrap_or(0);
+            if current != 0 && current != attached && is_of_thread(memory, layout, current, fs_base) {
+                self.next_thread = attached;
+                attached = current;
+            }
+        } else if attached != 0 {
+            self.look_for_interpreters(memory, layout);
+        }
+        self.thread = attached;
+        attached != 0 && self.begin(memory, layout, attached)
+    }
+
+    /// Goes to the first frame of a thread state.
+    #[inline(always)]
+    fn begin(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, thread: u64) -> bool {
+        let fields = &layout.thread;
+        let Some(mut frame) = memory.read_word(thread.wrapping_add(fields.frame.into())) else {
+            return false;
+        };
+        self.c_frame = 0;
+        if fields.c_frame != 0 {
+            self.c_frame = memory.read_word(thread.wrapping_add(fields.c_frame.into())).unwrap_or(0);
+        } else if fields.c_frame_current != ThreadLayout::NO_C_FRAME {
+            if layout.flavor == Flavor::EntryMark as u8 {
+                self.c_frame = frame;
+            }
+            let Some(current) = memory.read_word(frame.wrapping_add(fields.c_frame_current.into())) else {
+                return false;
+            };
+            frame = current;
+        }
+        self.frame = frame;
+        true
+    }
+
+    /// The frames of one thread state are done: goes to the next of the same thread.
+    #[inline(always)]
+    pub(super) fn find_more(&mut self, memory: &impl ReadMemory, layout: &PythonLayout) -> PythonStep {
+        let thread = self.next_thread;
+        if thread == 0 && self.next_interpreter == 0 {
+            return PythonStep::End;
+        }
+        if layout.current_thread_addr != 0 {
+            self.next_thread = 0;
+            return if self.begin(memory, layout, thread) { PythonStep::Skip } else { PythonStep::Lost };
+        }
+        if self.looks_left == 0 {
+            return PythonStep::Lost;
+        }
+        self.looks_left -= 1;
+        let fields = &layout.thread;
+        if thread == 0 {
+            let interpreter = self.next_interpreter;
+            let (next, threads) = (fields.interpreter_next, fields.interpreter_threads);
+            let next = memory.read_word(interpreter.wrapping_add(next.into()));
+            let threads = memory.read_word(interpreter.wrapping_add(threads.into()));
+            let (Some(next), Some(threads)) = (next, threads) else { return PythonStep::Lost };
+            self.next_interpreter = next;
+            self.next_thread = threads;
+            return PythonStep::Skip;
+        }
+        let Some(next) = memory.read_word(thread.wrapping_add(fields.next.into())) else {
+            return PythonStep::Lost;
+        };
+        self.next_thread = next;
+        let is_other = thread != self.thread && is_of_thread(memory, layout, thread, self.fs_base);
+        if is_other && !self.begin(memory, layout, thread) {
+            return PythonStep::Lost;
+        }
+        PythonStep::Skip
+    }
+
+    /// Notes the first of several interpreters. The newest is the first, and the main one the last.
+    #[inline(always)]
+    fn look_for_interpreters(&mut self, memory: &impl ReadMemory, layout: &PythonLayout) {
+        let mut head_and_main = [0; 2];
+        if memory.read_words(layout.interpreters_addr, 2, &mut head_and_main)
+            && head_and_main[0] != head_and_main[1]
+        {
+            self.next_interpreter = head_and_main[0];
+            self.looks_left = MAX_LOOKS;
+        }
+    }
+}
+
+/// Whether a thread state is of the thread whose pointer to itself is `fs_base`.
+#[inline(always)]
+fn is_of_thread(memory: &impl ReadMemory, layout: &PythonLayout, thread: u64, fs_base: u64) -> bool {
+    memory.read_word(thread.wrapping_add(layout.thread.thread_id.into())) == Some(fs_base)
+}
+
+/// A variable of the thread; 0 where it cannot be read.
+#[inline(always)]
+fn word_of_thread(memory: &impl ReadMemory, fs_base: u64, offset: i64) -> u64 {
+    memory.read_word(fs_base.wrapping_add(offset as u64)).unwrap_or(0)
+}
+
+impl PythonLayout {
+    /// The thread state that the interpreter stored for the thread whose pointer to itself is `fs_base`; 0
+    /// where it stored none.
+    #[inline(always)]
+    pub fn stored_thread(&self, memory: &impl ReadMemory, fs_base: u64) -> u64 {
+        if self.stored_tls_offset != 0 {
+            return word_of_thread(memory, fs_base, self.stored_tls_offset);
+        }
+        if self.tss_key_addr == 0 {
+            return 0;
+        }
+        let Some(word) = memory.read_word(self.tss_key_addr) else { return 0 };
+        let key = (word >> 32) as u32;
+        if word as u32 == 0 || key >= MAX_KEYS {
+            return 0;
+        }
+        let storage_addr = fs_base.wrapping_add(self.storage_offset.into());
+        if self.storage == ThreadStorage::Musl as u8 {
+            let Some(values) = memory.read_word(storage_addr) else { return 0 };
+            return memory.read_word(values.wrapping_add(u64::from(key) * 8)).unwrap_or(0);
+        }
+        let mut block_addr = storage_addr;
+        if key >= KEYS_PER_BLOCK {
+            let pointers_addr = storage_addr.wrapping_add(u64::from(KEYS_PER_BLOCK) * KEY_DATA_BYTES);
+            let pointer_addr = pointers_addr.wrapping_add(u64::from(key / KEYS_PER_BLOCK) * 8);
+            block_addr = memory.read_word(pointer_addr).unwrap_or(0);
+            if block_addr == 0 {
+                return 0;
+            }
+        }
+        let data_addr = block_addr.wrapping_add(u64::from(key % KEYS_PER_BLOCK) * KEY_DATA_BYTES);
+        memory.read_word(data_addr.wrapping_add(8)).unwrap_or(0)
+    }
+}
