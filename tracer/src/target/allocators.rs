@@ -253,6 +253,7 @@ mod tests {
     use super::super::cpython::PythonVersion;
     use super::super::elf::Symbol;
     use super::super::pymalloc::Pymalloc;
+    use super::super::python::PythonUnknown;
     use super::*;
 
     fn function(function: Function, vaddr: u64) -> FoundFunction {
@@ -284,6 +285,7 @@ mod tests {
             is_stripped: true,
             break_vaddr: None,
             cpython: None,
+            thread_storage: None,
         }
     }
 
@@ -386,6 +388,7 @@ mod tests {
             stripped: true,
             free_threaded: Some(false),
             pymalloc: Pymalloc::Inlined { load_sites: 168 },
+            file: Err(PythonUnknown::NoVersion),
         };
         let left_out = chosen(&modules, Some(&cpython), InlinedPolicy::LeaveOut);
         assert_eq!(places(&left_out), [(Function::PyMemRawMalloc, 0)]);

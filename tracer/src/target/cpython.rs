@@ -5,6 +5,7 @@ use std::fmt;
 use super::code::constants;
 use super::elf::{Elf, ElfError, Symbol, SymbolKind};
 use super::pymalloc::{self, Pymalloc};
+use super::python::{PythonFile, PythonUnknown};
 
 /// Start of `_PyRuntime` since 3.13: `_Py_DebugOffsets`, 8 bytes of cookie, the version as
 /// `PY_VERSION_HEX` and whether the build is free-threaded, 8 bytes each
@@ -41,6 +42,8 @@ pub struct CPython {
     pub free_threaded: Option<bool>,
     /// Whether probes on the exported functions see every request.
     pub pymalloc: Pymalloc,
+    /// What its frames are walked by; why they cannot be.
+    pub(super) file: Result<PythonFile, PythonUnknown>,
 }
 
 impl CPython {
@@ -80,6 +83,7 @@ impl CPython {
             stripped: elf.is_stripped(),
             free_threaded,
             pymalloc: pymalloc::examine(elf, &examined)?,
+            file: PythonFile::find(elf, symbols, version, free_threaded)?,
         }))
     }
 

@@ -11,6 +11,7 @@ use super::cpython::{self, CPython};
 use super::elf::{Elf, ElfError, Symbol, SymbolKind, SymbolTable};
 use super::exits::Code;
 use super::names::{self, Families, function_of};
+use super::python::{self, Storage};
 use super::unnamed;
 
 /// Bytes of a function that are kept, for placing its probe.
@@ -38,6 +39,7 @@ static MARKS: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
         .chain([LOADER_MARK, PROGRAM_BREAK])
         .chain(c_library::SYMBOLS.iter().copied())
         .chain(cpython::SYMBOLS.iter().copied())
+        .chain(python::SYMBOLS.iter().copied())
         .collect()
 });
 
@@ -84,6 +86,8 @@ pub(super) struct Inspected {
     /// Address, in the file, of glibc's notion of the program break.
     pub break_vaddr: Option<u64>,
     pub cpython: Option<CPython>,
+    /// Where the C library in it keeps thread specific data.
+    pub thread_storage: Option<Storage>,
 }
 
 impl Inspected {
@@ -161,6 +165,14 @@ pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) ->
         is_stripped: elf.is_stripped(),
         break_vaddr,
         cpython,
+        thread_storage: None,
+    };
+    let is_musl =
+        matches!(inspected.libc, Some(CLibrary::Musl { .. })) || inspected.allocators.contains(&"musl");
+    inspected.thread_storage = match (inspected.has_glibc(), is_musl) {
+        (true, _) => Some(Storage::GLIBC),
+        (_, true) => Some(python::musl_storage(&elf, &symbols)),
+        _ => None,
     };
     if inspected.has_allocator() {
         look_into(&elf, &mut inspected.functions)?;

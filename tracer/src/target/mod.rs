@@ -14,9 +14,11 @@ mod exits;
 mod extents;
 mod inspect;
 pub mod mappings;
+mod memory;
 mod names;
 pub mod process;
 pub mod pymalloc;
+mod python;
 mod slots;
 mod unnamed;
 
@@ -25,6 +27,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use tracer_common::probe::{Domain, Function};
+use tracer_common::python::PythonLayout;
 
 use crate::model;
 
@@ -33,12 +36,15 @@ pub use c_library::CLibrary;
 pub use cpython::{CPython, PythonVersion};
 pub use error::TargetError;
 pub use mappings::{Changes, MappedFile, Mappings};
+pub use memory::ProcessMemory;
 pub use process::Process;
 pub use pymalloc::Pymalloc;
+pub use python::PythonUnknown;
 
 use allocators::{Candidate, choose};
 use inspect::{Inspected, inspect};
 use process::{exe_id, proc_path};
+use python::Storage;
 
 /// A process to trace, with all that is known of it before the first event.
 #[derive(Debug)]
@@ -187,11 +193,38 @@ impl Target {
         self.mappings.mapped_now().into_iter().find_map(|module| {
             let inspected = self.inspected.get(module as usize)?.as_ref()?;
             let vaddr = inspected.break_vaddr.filter(|_| inspected.has_glibc())?;
-            // Any function of the file tells where it was loaded.
-            let known = inspected.functions.first()?;
-            let loaded_at = self.mappings.addr_of(module, known.file_offset)?;
-            Some(loaded_at.wrapping_sub(known.symbol.vaddr).wrapping_add(vaddr))
+            Some(self.bias(module)?.wrapping_add(vaddr))
         })
+    }
+
+    /// What a walk of the interpreter's frames must know.
+    ///
+    /// # Errors
+    /// Why they cannot be walked. It may become possible while the process starts: see
+    /// [`PythonUnknown::may_become_known`].
+    pub fn python_layout(&self) -> Result<PythonLayout, PythonUnknown> {
+        let cpython = self.cpython.as_ref().ok_or(PythonUnknown::NoPython)?;
+        let file = cpython.file.as_ref().map_err(PythonUnknown::clone)?;
+        let bias = self.bias(cpython.module).ok_or(PythonUnknown::NotMapped)?;
+        let storage = self.thread_storage().ok_or(PythonUnknown::NoThreadStorage)?;
+        let memory = ProcessMemory::open(self.process.tgid).map_err(|_| PythonUnknown::NotMapped)?;
+        file.layout(&memory, bias, storage)
+    }
+
+    /// What is added to a module's addresses: any function of the file tells where it was loaded.
+    fn bias(&self, module: u32) -> Option<u64> {
+        let inspected = self.inspected.get(module as usize)?.as_ref()?;
+        let known = inspected.functions.first()?;
+        let loaded_at = self.mappings.addr_of(module, known.file_offset)?;
+        Some(loaded_at.wrapping_sub(known.symbol.vaddr))
+    }
+
+    /// Where the C library keeps thread specific data.
+    fn thread_storage(&self) -> Option<Storage> {
+        self.mappings
+            .mapped_now()
+            .into_iter()
+            .find_map(|module| self.inspected.get(module as usize)?.as_ref()?.thread_storage)
     }
 
     /// The target as reports tell it.
