@@ -45,6 +45,8 @@ pub struct PythonCursor {
     thread: u64,
     /// The frame that comes next; 0 behind the last.
     frame: u64,
+    /// A frame of the thread state itself, behind the last; 0 where there is none.
+    base_frame: u64,
     /// The `CFrame` of the run, 3.10 and 3.11.
     c_frame: u64,
     /// The mark of the run that has just ended, where `is_run_over`.
@@ -93,6 +95,7 @@ impl Default for PythonCursor {
             fs_base: 0,
             thread: 0,
             frame: 0,
+            base_frame: 0,
             c_frame: 0,
             mark: 0,
             next_thread: 0,
@@ -115,7 +118,7 @@ impl PythonCursor {
             return PythonStep::EndOfRun { mark_addr: self.mark };
         }
         let frame_addr = self.frame;
-        if frame_addr == 0 {
+        if frame_addr == 0 || frame_addr == self.base_frame {
             return self.find_more(memory, layout);
         }
         let fields = &layout.frame;

@@ -98,8 +98,8 @@ pub struct ThreadLayout {
     pub interpreter_next: u16,
     /// `PyInterpreterState.threads.head`
     pub interpreter_threads: u16,
-    /// 0
-    pub reserved: u16,
+    /// `base_frame`, which looks like a shim but is none, 3.15 on; 0 where there is none.
+    pub base_frame: u16,
 }
 
 impl ThreadLayout {

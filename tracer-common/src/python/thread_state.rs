@@ -25,6 +25,7 @@ impl PythonCursor {
     pub fn start(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, fs_base: u64) -> bool {
         self.fs_base = fs_base;
         self.frame = 0;
+        self.base_frame = 0;
         self.is_run_over = 0;
         self.next_thread = 0;
         self.next_interpreter = 0;
@@ -57,6 +58,10 @@ impl PythonCursor {
         let Some(mut frame) = memory.read_word(thread.wrapping_add(fields.frame.into())) else {
             return false;
         };
+        self.base_frame = 0;
+        if fields.base_frame != 0 {
+            self.base_frame = memory.read_word(thread.wrapping_add(fields.base_frame.into())).unwrap_or(0);
+        }
         self.c_frame = 0;
         if fields.c_frame != 0 {
             self.c_frame = memory.read_word(thread.wrapping_add(fields.c_frame.into())).unwrap_or(0);

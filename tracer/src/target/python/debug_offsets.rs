@@ -14,6 +14,7 @@ pub(super) const BYTES: u64 = 888;
 struct Groups {
     thread_state: usize,
     thread_id: usize,
+    base_frame: Option<usize>,
     frame: usize,
     /// In the group of frames, where it is told.
     tlbc_index: Option<usize>,
@@ -26,6 +27,7 @@ struct Groups {
 const PY313: Groups = Groups {
     thread_state: 152,
     thread_id: 40,
+    base_frame: None,
     frame: 224,
     tlbc_index: None,
     code: 272,
@@ -45,8 +47,16 @@ const PY314: Groups = Groups {
     ..PY313
 };
 
-const PY315: Groups =
-    Groups { thread_id: 64, frame: 312, code: 376, object: 464, bytes: 688, unicode: 712, ..PY314 };
+const PY315: Groups = Groups {
+    thread_id: 64,
+    base_frame: Some(40),
+    frame: 312,
+    code: 376,
+    object: 464,
+    bytes: 688,
+    unicode: 712,
+    ..PY314
+};
 
 /// Offset of the groups that are the same in each version.
 const RUNTIME_STATE: usize = 24;
@@ -72,6 +82,7 @@ pub(super) fn offsets(told: &[u8], minor: u8, is_free_threaded: bool) -> Option<
     offsets.thread.next = at(groups.thread_state, 16)?;
     offsets.thread.frame = at(groups.thread_state, 32)?;
     offsets.thread.thread_id = at(groups.thread_state, groups.thread_id)?;
+    offsets.thread.base_frame = groups.base_frame.map_or(Some(0), |field| at(groups.thread_state, field))?;
     offsets.frame.previous = at(groups.frame, 8)?;
     offsets.frame.code = at(groups.frame, 16)?;
     offsets.frame.instruction = at(groups.frame, 24)?;
@@ -122,6 +133,9 @@ mod tests {
         put(groups.thread_state, 16, table.thread.next);
         put(groups.thread_state, 32, table.thread.frame);
         put(groups.thread_state, groups.thread_id, table.thread.thread_id);
+        if let Some(field) = groups.base_frame {
+            put(groups.thread_state, field, table.thread.base_frame);
+        }
         put(groups.frame, 8, table.frame.previous);
         put(groups.frame, 16, table.frame.code);
         put(groups.frame, 24, table.frame.instruction);

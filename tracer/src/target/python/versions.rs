@@ -116,7 +116,7 @@ const fn thread(next: u16, frame: u16, thread_id: u16, interpreter_next: u16, th
         thread_id,
         interpreter_next,
         interpreter_threads: threads,
-        reserved: 0,
+        base_frame: 0,
     }
 }
 
@@ -237,7 +237,7 @@ const PY314: Offsets = Offsets {
 /// Frames and code objects are those of 3.14.
 const PY315: Offsets = Offsets {
     runtime: RuntimeOffsets { interpreters: 936, current_thread: None, tss_key: None },
-    thread: thread(8, 72, 176, 7264, 7336),
+    thread: ThreadLayout { base_frame: 80, ..thread(8, 72, 176, 7264, 7336) },
     ..PY314
 };
 
