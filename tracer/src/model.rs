@@ -1,7 +1,7 @@
 //! The values that travel between the stages, and the report: the JSON schema `memtrace.report.v1`.
 
 use serde::{Deserialize, Serialize};
-use tracer_common::code::CodeHeader;
+use tracer_common::code::{CodeHeader, TextKind};
 use tracer_common::event::{
     AllocateRecord, DoubtRecord, Header, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
 };
@@ -38,11 +38,11 @@ pub struct RawCode {
     pub name: Box<[u8]>,
     /// As much of the file name as was sent, as its kind says.
     pub file: Box<[u8]>,
-    /// The whole line table; empty where it was not sent.
+    /// The line table; empty where it was not sent.
     pub table: Box<[u8]>,
 }
 
-/// Return addresses as taken in the kernel.
+/// Frames as taken in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawStack {
     /// When, and by whom it was first seen.
@@ -51,8 +51,56 @@ pub struct RawStack {
     pub id: u64,
     /// How the walk ended.
     pub end: WalkEnd,
-    /// Absolute return addresses, innermost first.
-    pub return_addrs: Box<[u64]>,
+    /// The words of its frames, innermost first: see [`tracer_common::frame`].
+    pub words: Box<[u64]>,
+}
+
+/// What a Python code object is named by. Two that say the same are one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PythonCode {
+    /// `co_qualname` where the version has it, else `co_name`.
+    pub name: PythonText,
+    /// `co_filename`.
+    pub file: PythonText,
+    /// `co_firstlineno`.
+    pub first_line: u32,
+    /// Minor version of the Python 3 that made the line table.
+    pub minor: u8,
+    /// Its line table, as far as it was read.
+    pub table: Box<[u8]>,
+    /// Whether that is all of it.
+    pub has_whole_table: bool,
+}
+
+/// A text of the target as it lay in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PythonText {
+    /// How its characters are stored.
+    pub kind: TextKind,
+    /// Its length in characters.
+    pub chars: u32,
+    /// As much of it as was read.
+    pub bytes: Box<[u8]>,
+}
+
+impl PythonCode {
+    /// What `raw` says, without where and when it was read.
+    pub fn new(raw: &RawCode) -> Self {
+        let text = |kind, chars, bytes: &[u8]| PythonText {
+            kind: TextKind::from_number(kind),
+            chars,
+            bytes: bytes.into(),
+        };
+        let header = &raw.header;
+        Self {
+            name: text(header.name_kind, header.name_chars, &raw.name),
+            file: text(header.file_kind, header.file_chars, &raw.file),
+            first_line: header.first_line,
+            minor: header.minor,
+            table: raw.table.clone(),
+            has_whole_table: header.table_field_bytes > 0 && raw.table.len() == header.table_bytes as usize,
+        }
+    }
 }
 
 /// A file that the target has mapped, identified while it is mapped. Its number is its place in the list.
@@ -77,10 +125,10 @@ pub struct Mapping {
     pub module: u32,
 }
 
-/// A code address made independent of where the file was loaded.
+/// What a frame runs, made independent of where things lie in the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CodeAddr {
-    /// In a mapped file: number of the [`Module`] and offset in the file, of the *return address*.
+    /// In a mapped file, a *return address*: the call lies just before it.
     InFile {
         /// Number of the [`Module`].
         module: u32,
@@ -92,14 +140,29 @@ pub enum CodeAddr {
         /// The absolute address.
         addr: u64,
     },
+    /// In a mapped file, where a signal interrupted the thread.
+    Interrupted {
+        /// Number of the [`Module`].
+        module: u32,
+        /// Offset in the file of the interrupted instruction.
+        offset: u64,
+    },
+    /// A Python function of one target.
+    Python {
+        /// Number of its [`PythonCode`] in the target's list; `None` where nothing is known of it.
+        code: Option<u32>,
+        /// Index of the instruction in its bytecode, in code units of 2 bytes;
+        /// [`tracer_common::frame::UNKNOWN_UNIT`].
+        unit: u32,
+    },
 }
 
-/// A stack with its addresses normalised, innermost first.
+/// A stack with its frames normalised, innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NormalizedStack {
-    /// Absolute return addresses.
-    pub return_addrs: Box<[u64]>,
-    /// The same, normalised.
+    /// The words of its frames as they came: see [`tracer_common::frame`].
+    pub words: Box<[u64]>,
+    /// What they stand for.
     pub frames: Box<[CodeAddr]>,
     /// How the walk ended.
     pub end: WalkEnd,
@@ -211,6 +274,9 @@ pub struct Coverage {
     pub how: String,
 }
 
+/// In [`Loss::detail`]: frames of Python functions in distinct stacks whose code objects were not read.
+pub const PYTHON_NAMES_LOST: &str = "python_names_lost";
+
 /// What was lost on the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
@@ -288,9 +354,9 @@ pub enum BytesAre {
 pub struct Frame {
     /// Where the code runs.
     pub kind: FrameKind,
-    /// Demangled name; `None` where there is no symbol.
+    /// Demangled name, of a Python function its qualified name; `None` where it is not known.
     pub function: Option<String>,
-    /// Source file, where the debug information names it.
+    /// Source file, where the debug information or the code object names it.
     pub file: Option<String>,
     /// Line in it.
     pub line: Option<u32>,

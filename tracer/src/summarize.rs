@@ -1,19 +1,23 @@
 //! Books and names to the report.
 
-use std::collections::{BTreeMap, HashMap};
+mod frames;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use tracer_common::counter::Counter;
-use tracer_common::event::WalkEnd;
+use tracer_common::event::{MAX_FRAMES, WalkEnd};
+
+use frames::Framer;
 
 use crate::ledger::rows::StackTotals;
 use crate::model::{
-    BytesAre, CodeAddr, Coverage, Frame, FrameKind, Loss, Mode, NormalizedStack, Report, StackRow, Target,
-    Totals,
+    BytesAre, CodeAddr, Coverage, Frame, FrameKind, Loss, Mode, NormalizedStack, PYTHON_NAMES_LOST, Report,
+    StackRow, Target, Totals,
 };
 use crate::trace::Trace;
 
-/// Names of code addresses.
+/// Names of native code.
 pub type Names = HashMap<CodeAddr, Vec<Frame>>;
 
 /// A target and its books.
@@ -38,7 +42,7 @@ pub struct Window {
     pub min_age: Duration,
 }
 
-/// The addresses that need a name, each once.
+/// The places in native code, each once: what Python functions are called is in the books.
 pub fn places(traces: &[Traced<'_>]) -> Vec<CodeAddr> {
     let mut places: Vec<CodeAddr> = traces
         .iter()
@@ -47,6 +51,7 @@ pub fn places(traces: &[Traced<'_>]) -> Vec<CodeAddr> {
             traced.trace.ledger.rows().iter().filter_map(|row| stacks.get(&row.stack))
         })
         .flat_map(|stack| stack.frames.iter().copied())
+        .filter(|place| !matches!(place, CodeAddr::Python { .. }))
         .collect();
     places.sort_unstable();
     places.dedup();
@@ -172,7 +177,9 @@ fn ages(trace: &Trace, window: &Window) -> Vec<Ages> {
 fn rows(place: usize, traced: &Traced<'_>, names: &Names, window: &Window, loss: &mut Loss) -> Vec<StackRow> {
     let trace = traced.trace;
     let ages = ages(trace, window);
-    let mut truncated = std::collections::HashSet::new();
+    let mut framer = Framer::new(names, &trace.codes);
+    let mut seen = HashSet::new();
+    let mut unnamed = 0;
     let rows = trace
         .ledger
         .rows()
@@ -182,18 +189,20 @@ fn rows(place: usize, traced: &Traced<'_>, names: &Names, window: &Window, loss:
             let young_count = ages.young_count + ages.young_unsure_count;
             let seen_count = totals.alloc_count.checked_sub(young_count).filter(|count| *count > 0)?;
             let stack = trace.stacks.get(&totals.stack);
+            let row = row(traced.target.pid, totals, ages, stack, &mut framer);
             match stack {
                 None => loss.stacks_lost += seen_count,
-                Some(stack) if stack.end != WalkEnd::Complete => {
-                    truncated.insert(totals.stack);
+                // A stack may be in several rows.
+                Some(stack) if seen.insert(totals.stack) => {
+                    loss.stacks_truncated += u64::from(stack.end != WalkEnd::Complete);
+                    unnamed += row.frames.iter().filter(|frame| is_unnamed_python(frame)).count() as u64;
                 }
                 Some(_) => {}
             }
-            let row = row(traced.target.pid, totals, ages, stack, names);
             Some(StackRow { target: Some(place), ..row })
         })
         .collect();
-    loss.stacks_truncated += truncated.len() as u64;
+    add(&mut loss.detail, PYTHON_NAMES_LOST, unnamed);
     rows
 }
 
@@ -202,7 +211,7 @@ fn row(
     totals: &StackTotals,
     ages: &Ages,
     stack: Option<&NormalizedStack>,
-    names: &Names,
+    framer: &mut Framer<'_>,
 ) -> StackRow {
     let ms = |ns: u64| ns / 1_000_000;
     // A mapping that was unmapped in part is one young or unsure block of which part is freed already.
@@ -226,9 +235,16 @@ fn row(
         python_types: None,
         verdict: "unknown".to_owned(),
         truncated: stack.and_then(|stack| truncation(stack.end)).map(str::to_owned),
-        frames: stack.map(|stack| frames(stack, names)).unwrap_or_default(),
+        frames: stack.map(|stack| framer.frames(stack)).unwrap_or_default(),
     }
 }
+
+/// Whether the code object of a Python frame was not read.
+fn is_unnamed_python(frame: &Frame) -> bool {
+    frame.kind == FrameKind::Python && frame.function.is_none()
+}
+
+const _: () = assert!(MAX_FRAMES == 192);
 
 /// Why a walk ended early, in words.
 fn truncation(end: WalkEnd) -> Option<&'static str> {
@@ -241,27 +257,4 @@ fn truncation(end: WalkEnd) -> Option<&'static str> {
         WalkEnd::Astray => "the unwind information leads nowhere",
         WalkEnd::PythonUnplaced => "the places of some Python frames are not known: they come last",
     })
-}
-
-fn frames(stack: &NormalizedStack, names: &Names) -> Vec<Frame> {
-    let mut frames = Vec::with_capacity(stack.frames.len());
-    for (place, return_addr) in stack.frames.iter().zip(&stack.return_addrs) {
-        let address = Some(format!("{return_addr:#x}"));
-        match names.get(place) {
-            Some(named) => {
-                frames.extend(named.iter().cloned().map(|frame| Frame { address: address.clone(), ..frame }));
-            }
-            None => frames.push(Frame {
-                kind: FrameKind::Native,
-                function: None,
-                file: None,
-                line: None,
-                module: None,
-                address,
-                offset: None,
-                inlined: false,
-            }),
-        }
-    }
-    frames
 }

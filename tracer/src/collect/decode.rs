@@ -36,7 +36,7 @@ fn event(record: Record<'_>) -> Event {
         Record::ReplaceBegin(record) => Event::ReplaceBegin(record),
         Record::ReplaceEnd(record) => Event::ReplaceEnd(record),
         Record::Stack { header, id, end, frames } => {
-            Event::Stack(RawStack { header, id, end, return_addrs: frames.iter().collect() })
+            Event::Stack(RawStack { header, id, end, words: frames.iter().collect() })
         }
         Record::Code(code) => Event::Code(RawCode {
             header: code.header,

@@ -152,6 +152,11 @@ fn write_named(named: &NamedPlace, out: &mut dyn Write) -> io::Result<()> {
     match named.place {
         CodeAddr::InFile { module, offset } => write!(out, "  module={module} offset={offset:#x}")?,
         CodeAddr::Unmapped { addr } => write!(out, "  addr={addr:#x}")?,
+        CodeAddr::Interrupted { module, offset } => {
+            write!(out, "  interrupted module={module} offset={offset:#x}")?;
+        }
+        // Code objects stand in the events; none is written here.
+        CodeAddr::Python { code, unit } => write!(out, "  code={code:?} unit={unit}")?,
     }
     for Frame { function, file, line, inlined, .. } in &named.frames {
         write!(out, " {:?}", function.as_deref().unwrap_or("?"))?;

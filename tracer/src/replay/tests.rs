@@ -22,7 +22,7 @@ fn record(target: u8, kind: Kind, function: Function, ms: u64, words: &[u64]) ->
 
 fn stack(target: u8, id: u64, return_addr: u64) -> Vec<u8> {
     let shape = 1 | u64::from(WalkEnd::Complete as u16) << 32 | u64::from(target) << 48;
-    record(target, Kind::Stack, Function::Malloc, 1, &[id, shape, return_addr])
+    record(target, Kind::Stack, Function::Malloc, 1, &[id, shape, 0, return_addr])
 }
 
 fn allocated(target: u8, function: Function, ms: u64, addr: u64, size: u64, stack: u64) -> Vec<u8> {

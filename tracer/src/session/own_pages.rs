@@ -45,7 +45,7 @@ impl OwnPages {
     pub fn look_at(&mut self, id: u64, stack: &NormalizedStack) {
         let in_file = |frame: &CodeAddr| match frame {
             CodeAddr::InFile { module, offset } => Some((*module, *offset)),
-            CodeAddr::Unmapped { .. } => None,
+            CodeAddr::Unmapped { .. } | CodeAddr::Interrupted { .. } | CodeAddr::Python { .. } => None,
         };
         let in_free = stack.frames.iter().filter_map(in_file).any(|(module, return_offset)| {
             // The call is in front of its return address.
@@ -78,7 +78,7 @@ mod tests {
 
     fn stack(frames: &[(u32, u64)]) -> NormalizedStack {
         NormalizedStack {
-            return_addrs: frames.iter().map(|(_, offset)| *offset).collect(),
+            words: frames.iter().map(|(_, offset)| *offset).collect(),
             frames: frames
                 .iter()
                 .map(|(module, offset)| CodeAddr::InFile { module: *module, offset: *offset })

@@ -16,7 +16,7 @@ use blazesym::symbolize::{
 };
 
 use super::{debug_file, mini_debug::MiniDebugInfo, module_file::ModuleFile};
-use crate::model::{Frame, FrameKind};
+use crate::model::{CodeAddr, Frame, FrameKind};
 
 /// Why a module's names are missing or less than its files promise.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,30 @@ impl fmt::Display for Names {
     }
 }
 
-/// Looks up the return addresses at `offsets` in `file`, the very file that the target has mapped, whose
+/// A place in a file that is to be named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Site {
+    /// Offset in the file.
+    pub offset: u64,
+    /// Whether it is a return address. It is behind its call, perhaps in the next line or function: one byte
+    /// less is within the call.
+    pub is_return: bool,
+}
+
+impl Site {
+    /// Offset of the code that has run.
+    fn code_offset(self) -> Option<u64> {
+        self.offset.checked_sub(self.is_return.into())
+    }
+
+    /// What it is elsewhere, in the module with this number.
+    pub fn place(self, module: u32) -> CodeAddr {
+        let Self { offset, is_return } = self;
+        if is_return { CodeAddr::InFile { module, offset } } else { CodeAddr::Interrupted { module, offset } }
+    }
+}
+
+/// Looks up `sites` in `file`, the very file that the target has mapped, whose
 /// path is `path` for the target. Split debug information is looked for in `debug_dirs`.
 ///
 /// The frames of each are innermost first, none where there is no name; beside them what went wrong first.
@@ -84,15 +107,13 @@ pub(super) fn look_up(
     file: &File,
     facts: &ModuleFile,
     debug_dirs: &[PathBuf],
-    offsets: &[u64],
+    sites: &[Site],
 ) -> (Vec<Vec<Frame>>, Option<LookupError>) {
-    // A return address is behind its call, perhaps in the next line or function: one byte less is
-    // within the call.
-    let places = offsets
+    let places = sites
         .iter()
-        .map(|offset| Place {
-            offset: *offset,
-            addr: offset.checked_sub(1).and_then(|offset| facts.code_addr(offset)),
+        .map(|site| Place {
+            offset: site.offset,
+            addr: site.code_offset().and_then(|offset| facts.code_addr(offset)),
             frames: Vec::new(),
         })
         .collect();
@@ -126,11 +147,11 @@ fn descriptor_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// A return address and its frames so far.
+/// A site and its frames so far.
 struct Place {
     /// In the file.
     offset: u64,
-    /// Virtual address of the last byte of the call, if it is in code.
+    /// Virtual address of the code that has run, if it is in code.
     addr: Option<u64>,
     frames: Vec<Frame>,
 }

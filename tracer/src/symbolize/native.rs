@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     debug_file,
-    lookup::{look_up, unnamed},
+    lookup::{Site, look_up, unnamed},
     module_file::{ModuleFile, ModuleFileError, open_regular, verify_build_id},
 };
 use crate::model::{CodeAddr, Frame, Module};
@@ -52,7 +52,7 @@ impl Symbolizer {
         self
     }
 
-    /// The frames of each of `places`, innermost first: the functions inlined at the call, then the one
+    /// The frames of each of `places` in native code, innermost first: the functions inlined at the call, then the one
     /// that contains it. Never empty; without a name the frame has module and offset only.
     ///
     /// `modules[n]` is the module with number `n`: its file is the very one that the target has mapped,
@@ -63,30 +63,37 @@ impl Symbolizer {
         modules: &[(Module, Option<File>)],
         places: &[CodeAddr],
     ) -> HashMap<CodeAddr, Vec<Frame>> {
-        let mut wanted: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        let mut wanted: BTreeMap<u32, Vec<Site>> = BTreeMap::new();
         for place in places {
             match *place {
                 _ if self.names.contains_key(place) => {}
-                CodeAddr::InFile { module, offset } => wanted.entry(module).or_default().push(offset),
+                CodeAddr::InFile { module, offset } => {
+                    wanted.entry(module).or_default().push(Site { offset, is_return: true });
+                }
+                CodeAddr::Interrupted { module, offset } => {
+                    wanted.entry(module).or_default().push(Site { offset, is_return: false });
+                }
                 CodeAddr::Unmapped { addr } => {
                     let address = Some(format!("{addr:#x}"));
                     self.names.insert(*place, vec![Frame { address, ..unnamed(None, None) }]);
                 }
+                // Named by its code object: see [`super::python`].
+                CodeAddr::Python { .. } => {}
             }
         }
-        for (number, mut offsets) in wanted {
-            offsets.sort_unstable();
-            offsets.dedup();
+        for (number, mut sites) in wanted {
+            sites.sort_unstable();
+            sites.dedup();
             let entry = usize::try_from(number).ok().and_then(|index| modules.get(index));
             let path = entry.map(|(module, _)| module.path.as_str());
-            let named = entry.map(|entry| self.name_in_module(number, entry, &offsets));
+            let named = entry.map(|entry| self.name_in_module(number, entry, &sites));
             let mut named = named.unwrap_or_default().into_iter();
-            for offset in offsets {
+            for site in sites {
                 let mut frames = named.next().unwrap_or_default();
                 if frames.is_empty() {
-                    frames.push(unnamed(path, Some(offset)));
+                    frames.push(unnamed(path, Some(site.offset)));
                 }
-                self.names.insert(CodeAddr::InFile { module: number, offset }, frames);
+                self.names.insert(site.place(number), frames);
             }
         }
         places.iter().filter_map(|place| Some((*place, self.names.get(place)?.clone()))).collect()
@@ -97,12 +104,12 @@ impl Symbolizer {
         &self.problems
     }
 
-    /// Frames by place in `offsets`; an empty list is an address without a name.
+    /// Frames by place in `sites`; an empty list is an address without a name.
     fn name_in_module(
         &mut self,
         number: u32,
         (module, file): &(Module, Option<File>),
-        offsets: &[u64],
+        sites: &[Site],
     ) -> Vec<Vec<Frame>> {
         let opened;
         let file = match file {
@@ -124,7 +131,7 @@ impl Symbolizer {
                 return Vec::new();
             }
         };
-        let (frames, problem) = look_up(&module.path, file, &facts, &self.debug_dirs, offsets);
+        let (frames, problem) = look_up(&module.path, file, &facts, &self.debug_dirs, sites);
         if let Some(problem) = problem {
             self.add_problem(number, &module.path, &problem);
         }

@@ -197,7 +197,7 @@ fn a_library_loaded_later_is_found_and_stays_known_after_it_is_gone() {
 fn in_module(addr: &CodeAddr) -> u32 {
     match addr {
         CodeAddr::InFile { module, .. } => *module,
-        CodeAddr::Unmapped { .. } => panic!("unmapped"),
+        other => panic!("{other:?}"),
     }
 }
 

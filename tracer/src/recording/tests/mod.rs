@@ -49,7 +49,7 @@ fn record_of(target: u8, kind: Kind, words: &[u64]) -> Vec<u8> {
 /// One of each kind, each with its time first. The last two are of the second target.
 fn records() -> Vec<Vec<u8>> {
     vec![
-        record(Kind::Stack, &[1_001, 9, 2, 0x1234, 0x1235]),
+        record(Kind::Stack, &[1_001, 9, 2, 0, 0x1234, 0x1235]),
         record(Kind::Allocate, &[1_002, 0xa000, 64, 9]),
         record(Kind::ReplaceBegin, &[1_003, 0xa000, 0]),
         record(Kind::ReplaceEnd, &[1_004, 0xb000, 128, 9, 0xa000]),
