@@ -1,7 +1,10 @@
 //! The values that travel between the stages, and the report: the JSON schema `memtrace.report.v1`.
 
+mod python;
+
+pub use python::{PythonCode, PythonText, RawCode};
+
 use serde::{Deserialize, Serialize};
-use tracer_common::code::{CodeHeader, TextKind};
 use tracer_common::event::{
     AllocateRecord, DoubtRecord, Header, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
 };
@@ -29,19 +32,6 @@ pub enum Event {
     Doubt(DoubtRecord),
 }
 
-/// A Python code object as read in the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawCode {
-    /// What is of fixed size.
-    pub header: CodeHeader,
-    /// As much of the name as was sent, as its kind says.
-    pub name: Box<[u8]>,
-    /// As much of the file name as was sent, as its kind says.
-    pub file: Box<[u8]>,
-    /// The line table; empty where it was not sent.
-    pub table: Box<[u8]>,
-}
-
 /// Frames as taken in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawStack {
@@ -53,54 +43,6 @@ pub struct RawStack {
     pub end: WalkEnd,
     /// The words of its frames, innermost first: see [`tracer_common::frame`].
     pub words: Box<[u64]>,
-}
-
-/// What a Python code object is named by. Two that say the same are one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PythonCode {
-    /// `co_qualname` where the version has it, else `co_name`.
-    pub name: PythonText,
-    /// `co_filename`.
-    pub file: PythonText,
-    /// `co_firstlineno`.
-    pub first_line: u32,
-    /// Minor version of the Python 3 that made the line table.
-    pub minor: u8,
-    /// Its line table, as far as it was read.
-    pub table: Box<[u8]>,
-    /// Whether that is all of it.
-    pub has_whole_table: bool,
-}
-
-/// A text of the target as it lay in memory.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PythonText {
-    /// How its characters are stored.
-    pub kind: TextKind,
-    /// Its length in characters.
-    pub chars: u32,
-    /// As much of it as was read.
-    pub bytes: Box<[u8]>,
-}
-
-impl PythonCode {
-    /// What `raw` says, without where and when it was read.
-    pub fn new(raw: &RawCode) -> Self {
-        let text = |kind, chars, bytes: &[u8]| PythonText {
-            kind: TextKind::from_number(kind),
-            chars,
-            bytes: bytes.into(),
-        };
-        let header = &raw.header;
-        Self {
-            name: text(header.name_kind, header.name_chars, &raw.name),
-            file: text(header.file_kind, header.file_chars, &raw.file),
-            first_line: header.first_line,
-            minor: header.minor,
-            table: raw.table.clone(),
-            has_whole_table: header.table_field_bytes > 0 && raw.table.len() == header.table_bytes as usize,
-        }
-    }
 }
 
 /// A file that the target has mapped, identified while it is mapped. Its number is its place in the list.

@@ -2,7 +2,7 @@
 
 use tracer_common::event::Record;
 
-use crate::model::{Event, RawCode, RawStack};
+use crate::model::{Event, RawStack};
 
 /// Decodes records and counts those that are none.
 #[derive(Debug, Default)]
@@ -38,12 +38,7 @@ fn event(record: Record<'_>) -> Event {
         Record::Stack { header, id, end, frames } => {
             Event::Stack(RawStack { header, id, end, words: frames.iter().collect() })
         }
-        Record::Code(code) => Event::Code(RawCode {
-            header: code.header,
-            name: code.name.into(),
-            file: code.file.into(),
-            table: code.table.into(),
-        }),
+        Record::Code(code) => Event::Code(code.into()),
         Record::Exec(header) => Event::Exec(header),
         Record::Fork(header) => Event::Fork(header),
         Record::Doubt(record) => Event::Doubt(record),

@@ -3,11 +3,12 @@
 use std::io::{self, Read, Write};
 
 use tracer_common::event::{Header, Record};
+use tracer_common::frame::{self, UNKNOWN_UNIT};
 use tracer_common::probe::Function;
 
 use super::format::{EventBatch, Mappings, NamedPlace, NewTarget, RecordingHeader};
 use super::read::{Reader, Section};
-use crate::model::{CodeAddr, Frame};
+use crate::model::{CodeAddr, Frame, PythonCode, PythonText, RawCode};
 
 /// Writes one line for each section, with the byte at which it starts, and one for each thing in it.
 /// Times are in nanoseconds since the start of the trace. Strings are quoted and escaped, since they come
@@ -137,15 +138,32 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
         )?,
         Record::Stack { id, end, frames, .. } => {
             write!(out, " id={id:#x} end={end:?}")?;
-            frames.iter().try_for_each(|addr| write!(out, " {addr:#x}"))?;
+            frames.iter().try_for_each(|word| write_frame(word, out))?;
         }
         Record::Doubt(record) => write!(out, " addr={:#x}", record.addr)?,
         Record::Code(code) => {
-            write!(out, " addr={:#x} check={:#x}", code.header.code_addr, code.header.check)?
+            write!(out, " addr={:#x} check={:#x}", code.header.code_addr, code.header.check)?;
+            write_code(&PythonCode::new(&RawCode::from(*code)), out)?;
         }
         Record::Exec(_) | Record::Fork(_) => {}
     }
     writeln!(out)
+}
+
+fn write_frame(word: u64, out: &mut dyn Write) -> io::Result<()> {
+    match frame::Frame::from_word(word) {
+        frame::Frame::Return(addr) => write!(out, " {addr:#x}"),
+        frame::Frame::Interrupted(addr) => write!(out, " interrupted:{addr:#x}"),
+        frame::Frame::Python { code_addr, unit: UNKNOWN_UNIT } => write!(out, " python:{code_addr:#x}:?"),
+        frame::Frame::Python { code_addr, unit } => write!(out, " python:{code_addr:#x}:{unit}"),
+    }
+}
+
+fn write_code(code: &PythonCode, out: &mut dyn Write) -> io::Result<()> {
+    let text = |text: &PythonText| text.decode().map_or("?".to_owned(), |text| format!("{text:?}"));
+    let (name, file) = (text(&code.name), text(&code.file));
+    write!(out, " {name} {file}:{} python=3.{} table={}", code.first_line, code.minor, code.table.len())?;
+    if code.has_whole_table { Ok(()) } else { write!(out, " (cut)") }
 }
 
 fn write_named(named: &NamedPlace, out: &mut dyn Write) -> io::Result<()> {
@@ -202,7 +220,9 @@ mod tests {
             "  target 0 Target { pid: 42,",
             "  module 2 \"/lib/late.so\" build_id=\"c0ffee\"",
             "  0x1000-0x2000 module=1 file_offset=0x100",
-            "  +1 stack target=0 tid=7 malloc id=0x9 end=Complete 0x1234 0x1235",
+            "  +1 code target=0 tid=7 addr=0x7000 check=0x5 \"f\" \"/srv/\u{fffd}.py\":12 python=3.11 table=2",
+            "  +1 stack target=0 tid=7 malloc id=0x9 end=Complete 0x1234 interrupted:0x1235 python:0x7000:3 \
+             python:0x7008:?",
             "  +2 allocate target=0 tid=7 malloc addr=0xa000 size=64 stack=0x9",
             "  +3 replace-begin target=0 tid=7 malloc addr=0xa000 length=0",
             "  +4 replace-end target=0 tid=7 malloc addr=0xb000 size=128 stack=0x9 released=0xa000",
@@ -211,14 +231,14 @@ mod tests {
             "  +7 fork target=1 tid=7 malloc",
             "  +8 doubt target=1 tid=0 mmap addr=0x0",
             "  module=0 offset=0x334 \"main\" \"server.c\":12 inlined in \"main\" \"server.c\":12",
-            "sections 12 (unknown 0), records 8 (undecodable 0)",
+            "sections 12 (unknown 0), records 9 (undecodable 0)",
             "whole",
         ] {
             assert!(text.lines().any(|found| found.starts_with(line)), "no {line}\n{text}");
         }
         assert!(text.contains(" target 1 time=+6 Target { pid: 43,"), "{text}");
-        // 12 sections, 1 target, 3 modules, 3 mappings, 8 records, 2 names, 2 lines at the end.
-        assert_eq!(text.lines().count(), 31, "{text}");
+        // 12 sections, 1 target, 3 modules, 3 mappings, 9 records, 2 names, 2 lines at the end.
+        assert_eq!(text.lines().count(), 32, "{text}");
     }
 
     #[test]

@@ -13,8 +13,9 @@ use crate::model::{CodeAddr, Coverage, Frame, Loss, Mapping, Mode, Target};
 /// The format that this program writes, and the newest that it reads. Raised when a reader of the old
 /// format would get wrong figures from the new one; a section type or a JSON field more does not raise it.
 ///
-/// Version 2 has targets that were found after the start, and records of doubt and of forks.
-pub const VERSION: u32 = 2;
+/// Version 2 has targets that were found after the start, and records of doubt and of forks; version 3 has
+/// frames that are no return addresses, and the Python code objects that some of them name.
+pub const VERSION: u32 = 3;
 
 /// The oldest format that this program reads. Whatever it holds means the same in the newest.
 pub const OLDEST_VERSION: u32 = 1;
@@ -42,7 +43,8 @@ pub const MAX_SECTION_BYTES: usize = 16 << 20;
 /// An events section is written when this many bytes of records wait.
 pub const EVENT_BATCH_BYTES: usize = 256 << 10;
 
-/// Most bytes in one record, what its u16 length can say. The longest of the kernel's is 1,048.
+/// Most bytes in one record, what its u16 length can say. The longest of the kernel's, a code object with its
+/// line table, is 17,208.
 pub const MAX_RECORD_BYTES: usize = u16::MAX as usize;
 
 /// What a section holds. The discriminants are the format: append only.
@@ -173,6 +175,28 @@ pub struct RecordingHeader {
     pub settings: Settings,
 }
 
+/// A [`RecordingHeader`] as it is stored.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct StoredHeader {
+    /// The version of the prologue again, from version 3 on: here a checksum covers it, and records read by
+    /// the rules of another version would give wrong stacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format_version: Option<u32>,
+    /// The rest.
+    #[serde(flatten)]
+    pub header: RecordingHeader,
+}
+
+impl StoredHeader {
+    /// The first version that stores its number here.
+    const FIRST_VERSION: u32 = 3;
+
+    /// Whether it may stand in a recording whose prologue says `version`.
+    pub fn is_of(&self, version: u32) -> bool {
+        self.format_version == (version >= Self::FIRST_VERSION).then_some(version)
+    }
+}
+
 /// What was traced, as far as the report depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -258,14 +282,14 @@ pub struct EventBatch(Vec<u8>);
 impl EventBatch {
     /// Takes the content of a section of events; `None` when a record's length reaches past its end.
     pub(super) fn from_content(content: Vec<u8>) -> Option<Self> {
-        let mut records = RawRecords(&content);
+        let mut records = RawRecords::new(&content);
         records.by_ref().for_each(drop);
-        records.0.is_empty().then_some(Self(content))
+        records.rest().is_empty().then_some(Self(content))
     }
 
     /// Each record as it came from the ring buffer.
     pub fn raw_records(&self) -> RawRecords<'_> {
-        RawRecords(&self.0)
+        RawRecords::new(&self.0)
     }
 
     /// Each record that can be decoded. Those that cannot are in the reader's [`super::Counts`].
@@ -277,6 +301,18 @@ impl EventBatch {
 /// Iterator over the records of an [`EventBatch`].
 #[derive(Clone, Debug)]
 pub struct RawRecords<'a>(&'a [u8]);
+
+impl<'a> RawRecords<'a> {
+    /// The records in `content`.
+    pub(super) fn new(content: &'a [u8]) -> Self {
+        Self(content)
+    }
+
+    /// What has not been given yet; at the end, what is no whole record.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+}
 
 impl<'a> Iterator for RawRecords<'a> {
     type Item = &'a [u8];

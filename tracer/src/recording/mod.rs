@@ -11,10 +11,11 @@ mod damage;
 mod dump;
 mod format;
 mod read;
+mod upgrade;
 mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use damage::{Damage, RecordingError};
 pub use dump::dump;

@@ -8,9 +8,10 @@ use tracer_common::event::Record;
 use super::damage::{Damage, RecordingError};
 use super::format::{
     EventBatch, MAGIC, MAGIC_TAIL, MAX_SECTION_BYTES, Mappings, NamedPlace, NewTarget, OLDEST_VERSION,
-    PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer, VERSION,
-    checksum, encoding,
+    PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, StoredHeader, Trailer,
+    VERSION, checksum, encoding,
 };
+use super::upgrade;
 use crate::model::Module;
 
 /// What was recorded, in the order in which it was.
@@ -160,9 +161,12 @@ impl<R: Read> Reader<R> {
         }
         let content = self.content(&head).map_err(bad)?;
         self.counts.sections += 1;
-        let header: RecordingHeader = json(&content).map_err(bad)?;
-        self.target_count = header.targets.len();
-        Ok(header)
+        let stored: StoredHeader = json(&content).map_err(bad)?;
+        if !stored.is_of(self.version) {
+            return Err(bad(format!("it is not of version {}", self.version)));
+        }
+        self.target_count = stored.header.targets.len();
+        Ok(stored.header)
     }
 
     /// Reads one section; `None` when its type is not known.
@@ -268,7 +272,7 @@ impl<R: Read> Reader<R> {
                 }
             }
             SectionKind::Events => {
-                let batch = EventBatch::from_content(content)
+                let batch = EventBatch::from_content(upgrade::events(self.version, content))
                     .ok_or_else(|| "a record reaches past its end".to_owned())?;
                 self.count_records(&batch);
                 Section::Events(batch)

@@ -8,8 +8,8 @@ use tracer_common::event::{DoubtRecord, Header};
 
 use super::format::{
     EVENT_BATCH_BYTES, MAGIC, MAGIC_TAIL, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings, NamedPlace,
-    NewTarget, PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, Trailer,
-    VERSION, encoding, push_record,
+    NewTarget, PROLOGUE_BYTES, RecordingHeader, SECTION_HEAD_BYTES, SectionHead, SectionKind, StoredHeader,
+    Trailer, VERSION, encoding, push_record,
 };
 use crate::model::{Mapping, Module, Target};
 
@@ -53,7 +53,8 @@ impl<W: Write> Writer<W> {
         let target_count = header.targets.len();
         let section = Vec::new();
         let mut writer = Self { out, batch, section, module_count: 0, target_count, broken: false };
-        writer.json_section(SectionKind::Header, header)?;
+        let header = StoredHeader { format_version: Some(VERSION), header: header.clone() };
+        writer.json_section(SectionKind::Header, &header)?;
         Ok(writer)
     }
 

@@ -1,13 +1,16 @@
 //! A recording gives the report that was made live: with a process that came later under an id that had been
 //! used, and with a block whose free was lost.
 
+use tracer_common::code::{CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, SMALL_TABLE_BYTES, TextKind};
 use tracer_common::event::{Kind, WalkEnd};
+use tracer_common::frame::python;
 use tracer_common::lost;
 use tracer_common::probe::Function;
 
 use super::*;
 use crate::ledger::SLACK_NS;
 use crate::model::{CodeAddr, Event, Frame, FrameKind, Mode, StackRow};
+use crate::recording::tests::as_version;
 use crate::recording::{NamedPlace, Settings, Writer};
 
 const STARTED_NS: u64 = 1_000_000_000;
@@ -23,6 +26,17 @@ fn record(target: u8, kind: Kind, function: Function, ms: u64, words: &[u64]) ->
 fn stack(target: u8, id: u64, return_addr: u64) -> Vec<u8> {
     let shape = 1 | u64::from(WalkEnd::Complete as u16) << 32 | u64::from(target) << 48;
     record(target, Kind::Stack, Function::Malloc, 1, &[id, shape, 0, return_addr])
+}
+
+/// A code object without a line table; all its instructions are in its first line.
+fn code(target: u8, code_addr: u64, name: &str) -> Vec<u8> {
+    let shape = 33 | 9 << 32 | (TextKind::Latin1 as u64) << 40;
+    let table = (SMALL_TABLE_BYTES as u64) << 32;
+    let mut record =
+        record(target, Kind::Code, Function::Malloc, 1, &[code_addr, 0, shape, name.len() as u64, table]);
+    record.extend_from_slice(name.as_bytes());
+    record.resize(size_of::<CodeHeader>() + MAX_NAME_BYTES + MAX_FILE_BYTES + SMALL_TABLE_BYTES, 0);
+    record
 }
 
 fn allocated(target: u8, function: Function, ms: u64, addr: u64, size: u64, stack: u64) -> Vec<u8> {
@@ -174,6 +188,66 @@ fn a_recording_gives_the_report_that_was_made_live() {
 }
 
 #[test]
+fn python_frames_are_named_as_they_were_live() {
+    let mut file = Vec::new();
+    let writer = Writer::create(&mut file, &header()).unwrap();
+    let traces = vec![Trace::new(LIMITS), Trace::new(LIMITS)];
+    let mut live = Live { writer, decoder: Decoder::default(), traces };
+    live.writer.target(1, &process("worker"), STARTED_NS).unwrap();
+    let sent = [
+        code(0, 0x7000, "old"),
+        stack(0, 1, python(0x7000, 1)),
+        // The other process has something else there.
+        stack(1, 2, python(0x7000, 1)),
+        code(1, 0x7000, "other"),
+        stack(1, 3, python(0x7000, 1)),
+        // The code object is gone, and another has taken its place.
+        code(0, 0x7000, "new"),
+        stack(0, 4, python(0x7000, 1)),
+    ];
+    sent.iter().for_each(|raw| live.take(raw));
+    for (target, stack) in [(0, 1), (1, 2), (1, 3), (0, 4)] {
+        live.take(&allocated(target, Function::Malloc, 10, stack << 8, stack, stack));
+    }
+    live.writer.finish(&Trailer { ended_mono_ns: STARTED_NS, ..Trailer::default() }).unwrap();
+    let traces = live.traces;
+    let targets = [process("first"), process("worker")];
+    let traced: Vec<Traced<'_>> =
+        targets.iter().zip(&traces).map(|(target, trace)| Traced { target: target.clone(), trace }).collect();
+    let window = Window {
+        memtrace_version: "0.1.0".to_owned(),
+        started_unix_ms: 5,
+        now_ns: STARTED_NS,
+        duration_ms: 0,
+        min_age: Duration::ZERO,
+    };
+    let made_live = summarize::report(
+        &traced,
+        &Names::new(),
+        &window,
+        summarize::loss(&BTreeMap::new(), 0),
+        BTreeMap::new(),
+        Vec::new(),
+    );
+    let (header, reader) = Reader::open(&file[..]).unwrap();
+    assert_eq!(read(&header, reader, Duration::ZERO), made_live);
+    let frames: Vec<_> = made_live
+        .stacks
+        .iter()
+        .map(|row| (row.outstanding_bytes, row.frames[0].function.as_deref(), row.frames[0].line))
+        .collect();
+    let expected = [
+        (4, Some("new"), Some(33)),
+        (3, Some("other"), Some(33)),
+        (2, None, None),
+        (1, Some("old"), Some(33)),
+    ];
+    assert_eq!(frames, expected);
+    assert_eq!(made_live.loss.detail["python_names_lost"], 1);
+    assert!(made_live.loss.complete);
+}
+
+#[test]
 fn a_recording_from_before_doubts_says_so_where_frees_were_lost() {
     for (counter, version, is_noted) in [
         (Counter::FreeLost, 1, true),
@@ -185,7 +259,7 @@ fn a_recording_from_before_doubts_says_so_where_frees_were_lost() {
         let loss = summarize::loss(&BTreeMap::from([(counter, 1)]), 0);
         let trailer = Trailer { loss, ..Trailer::default() };
         Writer::create(&mut file, &header()).unwrap().finish(&trailer).unwrap();
-        file[8] = version;
+        let file = as_version(&file, version);
         let (header, reader) = Reader::open(&file[..]).unwrap();
         let notes = read(&header, reader, Duration::ZERO).notes;
         assert_eq!(notes.iter().any(|note| note.contains("may be free")), is_noted, "{counter:?} {notes:?}");

@@ -4,6 +4,8 @@ use std::io::{self, Cursor};
 
 use proptest::prelude::*;
 
+use tracer_common::event::Kind;
+
 use super::super::format::{PROLOGUE_BYTES, encoding};
 use super::*;
 
@@ -76,13 +78,34 @@ fn what_is_no_recording_is_told_from_what_is_damaged_or_newer() {
 
 #[test]
 fn recordings_of_every_earlier_version_are_read() {
+    // Before version 3 a stack had no word for its code objects.
+    let old_stack = record(Kind::Stack, &[1_001, 9, 2, 0x1234, 0x1235]);
+    let new_stack = record(Kind::Stack, &[1_001, 9, 2, 0, 0x1234, 0x1235]);
     for version in OLDEST_VERSION..=VERSION {
-        let mut file = small_recording();
-        file[8..12].copy_from_slice(&version.to_le_bytes());
+        let mut file = Vec::new();
+        let mut writer = Writer::create(&mut file, &header()).unwrap();
+        let stack = if version < 3 { &old_stack } else { &new_stack };
+        [stack, &records()[2]].into_iter().for_each(|raw| writer.event(raw).unwrap());
+        writer.finish(&trailer()).unwrap();
+        let file = as_version(&file, version);
         assert_eq!(Reader::open(&file[..]).unwrap().1.version(), version);
         let read = read(&file[..]).unwrap();
-        assert_eq!((read.damage, read.counts.records), (None, 8), "{version}");
+        assert_eq!(read.damage, None, "{version}");
+        assert_eq!(read.raw_records(), [new_stack.clone(), records()[2].clone()], "{version}");
     }
+}
+
+#[test]
+fn a_recording_whose_version_was_changed_is_damaged() {
+    let mut file = small_recording();
+    for version in OLDEST_VERSION..VERSION {
+        file[8..12].copy_from_slice(&version.to_le_bytes());
+        let error = read(&file[..]).unwrap_err();
+        assert!(matches!(error, RecordingError::DamagedHeader(Damage::BadContent { .. })), "{error}");
+    }
+    let mut old = as_version(&small_recording(), 2);
+    old[8] = 3;
+    assert!(matches!(read(&old[..]), Err(RecordingError::DamagedHeader(_))));
 }
 
 #[test]
@@ -145,7 +168,7 @@ fn sections_that_make_no_sense_end_the_reading() {
 fn undecodable_records_are_counted_and_the_others_stay() {
     let mut file = Vec::new();
     let mut writer = Writer::create(&mut file, &header()).unwrap();
-    let given = [records()[1].clone(), vec![99; 16], vec![], records()[4].clone()];
+    let given = [records()[2].clone(), vec![99; 16], vec![], records()[5].clone()];
     given.iter().for_each(|raw| writer.event(raw).unwrap());
     writer.finish(&trailer()).unwrap();
     let read = read(&file[..]).unwrap();

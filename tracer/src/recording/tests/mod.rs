@@ -5,11 +5,13 @@ mod round_trip;
 
 use std::io::Read;
 
+use tracer_common::code::{MAX_FILE_BYTES, MAX_NAME_BYTES, SMALL_TABLE_BYTES, TextKind};
 use tracer_common::event::{DoubtRecord, Header, Kind};
+use tracer_common::frame::{UNKNOWN_UNIT, interrupted, python};
 use tracer_common::lost::ANY_MAPPING;
 use tracer_common::probe::Function;
 
-use super::format::{SECTION_HEAD_BYTES, checksum};
+use super::format::{PROLOGUE_BYTES, SECTION_HEAD_BYTES, StoredHeader, checksum, encoding};
 use super::*;
 use crate::model::{CodeAddr, Coverage, Frame, FrameKind, Mapping, Mode, Module, Target};
 
@@ -49,7 +51,11 @@ fn record_of(target: u8, kind: Kind, words: &[u64]) -> Vec<u8> {
 /// One of each kind, each with its time first. The last two are of the second target.
 fn records() -> Vec<Vec<u8>> {
     vec![
-        record(Kind::Stack, &[1_001, 9, 2, 0, 0x1234, 0x1235]),
+        code(),
+        record(
+            Kind::Stack,
+            &[1_001, 9, 4, 0, 0x1234, interrupted(0x1235), python(0x7000, 3), python(0x7008, UNKNOWN_UNIT)],
+        ),
         record(Kind::Allocate, &[1_002, 0xa000, 64, 9]),
         record(Kind::ReplaceBegin, &[1_003, 0xa000, 0]),
         record(Kind::ReplaceEnd, &[1_004, 0xb000, 128, 9, 0xa000]),
@@ -59,6 +65,27 @@ fn records() -> Vec<Vec<u8>> {
         // Made by user space: in the name of no thread.
         [[8, 11, 1, 0, 0, 0, 0, 0], 1_008_u64.to_le_bytes(), ANY_MAPPING.to_le_bytes()].concat(),
     ]
+}
+
+/// A code object named `f` in a file whose name has a character that is none.
+fn code() -> Vec<u8> {
+    let mut record = record_of(0, Kind::Code, &[1_001, 0x7000, 5]);
+    // It is about no function of an allocator.
+    record[1] = 0;
+    record.extend([12, 0, 0, 0, 11, TextKind::Latin1 as u8, TextKind::Ucs2 as u8, 0]);
+    for number in [1, 9, 2, SMALL_TABLE_BYTES as u32] {
+        record.extend(number.to_le_bytes());
+    }
+    let mut field = |used: &[u8], field_bytes: usize| {
+        record.extend_from_slice(used);
+        record.resize(record.len() + field_bytes - used.len(), 0);
+    };
+    field(b"f", MAX_NAME_BYTES);
+    let file = ['/', 's', 'r', 'v', '/', '\0', '.', 'p', 'y'].map(|c| c as u16);
+    let file = file.map(|unit| if unit == 0 { 0xdc80 } else { unit });
+    field(file.map(u16::to_le_bytes).as_flattened(), MAX_FILE_BYTES);
+    field(&[0xf8, 0x00], SMALL_TABLE_BYTES);
+    record
 }
 
 /// The last of [`records`].
@@ -104,7 +131,7 @@ fn trailer() -> Trailer {
     trailer
 }
 
-/// Header, modules, one event, mappings, three events, modules, two events, target, mappings, two events,
+/// Header, modules, two events, mappings, three events, modules, two events, target, mappings, two events,
 /// names, trailer.
 pub(super) fn small_recording() -> Vec<u8> {
     let mut file = Vec::new();
@@ -116,15 +143,15 @@ pub(super) fn small_recording() -> Vec<u8> {
             writer.event(raw).unwrap();
         }
     };
-    events(&mut writer, 0..1);
+    events(&mut writer, 0..2);
     let mappings = [mapping(0), mapping(1)];
     writer.mappings(0, 1_001, &mappings).unwrap();
-    events(&mut writer, 1..4);
+    events(&mut writer, 2..5);
     writer.modules(&modules(&["/lib/late.so"])).unwrap();
-    events(&mut writer, 4..6);
+    events(&mut writer, 5..7);
     writer.target(1, &child(), 1_006).unwrap();
     writer.mappings(1, 1_007, &[mapping(2)]).unwrap();
-    events(&mut writer, 6..7);
+    events(&mut writer, 7..8);
     writer.doubt(&doubt()).unwrap();
     writer.names(&names("main")).unwrap();
     writer.finish(&trailer()).unwrap();
@@ -141,6 +168,18 @@ pub(super) fn forge(kind: u8, encoding: u8, content_bytes: u32, payload: &[u8]) 
     let crc = checksum(&head, payload);
     head[12..].copy_from_slice(&crc.to_le_bytes());
     [&head, payload].concat()
+}
+
+/// `file` as one of `version`; its records are what they are.
+pub(crate) fn as_version(file: &[u8], version: u32) -> Vec<u8> {
+    let (header, mut reader) = Reader::open(file).unwrap();
+    let header = StoredHeader { format_version: (version > 2).then_some(version), header };
+    reader.next_section().unwrap();
+    let json = serde_json::to_vec(&header).unwrap();
+    let mut prologue = file[..PROLOGUE_BYTES].to_vec();
+    prologue[8..12].copy_from_slice(&version.to_le_bytes());
+    let header = forge(SectionKind::Header as u8, encoding::PLAIN, json.len() as u32, &json);
+    [&prologue, &header, &file[reader.section_byte() as usize..]].concat()
 }
 
 /// A recording of a header and `section`.

@@ -1,7 +1,6 @@
 //! Names Python frames by what was read of their code objects. Pure: nothing is looked up anywhere.
 
 mod line_table;
-mod text;
 
 use tracer_common::frame::UNKNOWN_UNIT;
 
@@ -12,8 +11,8 @@ use line_table::LineTable;
 pub fn frame(code: Option<&PythonCode>, unit: u32) -> Frame {
     Frame {
         kind: FrameKind::Python,
-        function: code.and_then(|code| text::decode(&code.name)),
-        file: code.and_then(|code| text::decode(&code.file)),
+        function: code.and_then(|code| code.name.decode()),
+        file: code.and_then(|code| code.file.decode()),
         line: code.and_then(|code| line(code, unit)),
         module: None,
         address: None,
