@@ -33,7 +33,7 @@ pub fn print(plan: &OutputPlan, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn options(plan: &OutputPlan) -> Options {
-    Options { top: plan.top, width: plan.width }
+    Options { top: plan.top, width: plan.width, native: plan.native }
 }
 
 fn to_stdout(plan: &OutputPlan, report: &Report) -> anyhow::Result<()> {

@@ -65,7 +65,7 @@ fn every_format_is_as_blessed() {
             check(&format!("{case}{}", format.ending()), &now);
         }
     }
-    let all = Options { top: 0, width: 132 };
+    let all = Options { top: 0, width: 132, native: true };
     check("report.all-132.txt", &rendered(Format::Text, &fixture("report"), &all));
 }
 
@@ -104,7 +104,7 @@ fn text_keeps_to_its_width_and_its_words() {
     for case in CASES {
         let report = fixture(case);
         for width in [40, 57, 80, 100, 200] {
-            let text = rendered(Format::Text, &report, &Options { top: 0, width });
+            let text = rendered(Format::Text, &report, &Options { top: 0, width, native: width == 100 });
             for line in text.lines() {
                 assert!(line.chars().count() <= width, "{width}: {line}");
                 assert_eq!(line, line.trim_end(), "{width}");

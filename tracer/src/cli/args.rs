@@ -127,10 +127,13 @@ pub struct OutputArgs {
     /// Overwrite an existing output file
     #[arg(long)]
     pub force: bool,
-    /// Keep stacks in which some frame matches; may be repeated, all must match
+    /// Show the native frames between and behind Python functions too (JSON always has them)
+    #[arg(long)]
+    pub native: bool,
+    /// Keep stacks in which some frame matches, shown or not; may be repeated, all must match
     #[arg(long, value_name = "REGEX")]
     pub include: Vec<String>,
-    /// Drop stacks in which some frame matches; may be repeated
+    /// Drop stacks in which some frame matches, shown or not; may be repeated
     #[arg(long, value_name = "REGEX")]
     pub exclude: Vec<String>,
 }

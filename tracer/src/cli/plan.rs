@@ -69,6 +69,8 @@ pub struct OutputPlan {
     pub min_age: Duration,
     /// Which stacks to keep.
     pub filter: Filter,
+    /// Show all native frames of stacks with Python frames.
+    pub native: bool,
     /// Width of the text report in columns.
     pub width: usize,
     /// Overwrite files.
@@ -148,6 +150,7 @@ impl OutputPlan {
             top: args.top,
             min_age: args.min_age.unwrap_or_default(),
             filter: Filter::new(&args.include, &args.exclude).map_err(Failure::usage)?,
+            native: args.native,
             width: terminal_width(),
             force: args.force,
         })

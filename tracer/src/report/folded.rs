@@ -10,8 +10,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use super::label::{base_name, frame_name, printable, process_name};
-use super::{Format, Options, Render, RenderError, write_error};
+use super::label::{frame_name, printable, process_name};
+use super::{Format, Options, Render, RenderError, shown, write_error};
 use crate::model::{Frame, FrameKind, Report, StackRow};
 
 /// Renders folded stacks.
@@ -19,26 +19,26 @@ use crate::model::{Frame, FrameKind, Report, StackRow};
 pub(super) struct Folded;
 
 impl Render for Folded {
-    fn render(&self, report: &Report, _: &Options, out: &mut dyn Write) -> Result<(), RenderError> {
+    fn render(&self, report: &Report, options: &Options, out: &mut dyn Write) -> Result<(), RenderError> {
         let mut text = String::new();
-        for (stack, bytes) in fold(report) {
+        for (stack, bytes) in fold(report, options) {
             text.push_str(&format!("{stack} {bytes}\n"));
         }
         out.write_all(text.as_bytes()).map_err(write_error(Format::Folded))
     }
 }
 
-/// Outstanding bytes by folded stack; equal stacks are one, also over processes.
-pub(super) fn fold(report: &Report) -> BTreeMap<String, u64> {
+/// Outstanding bytes by folded stack of the frames that are shown; equal stacks are one, also over processes.
+pub(super) fn fold(report: &Report, options: &Options) -> BTreeMap<String, u64> {
     let mut stacks = BTreeMap::<String, u64>::new();
     for row in report.stacks.iter().filter(|row| row.outstanding_bytes > 0) {
-        let bytes = stacks.entry(fold_row(report, row)).or_default();
+        let bytes = stacks.entry(fold_row(report, row, options)).or_default();
         *bytes = bytes.saturating_add(row.outstanding_bytes);
     }
     stacks
 }
 
-fn fold_row(report: &Report, row: &StackRow) -> String {
+fn fold_row(report: &Report, row: &StackRow, options: &Options) -> String {
     let mut stack = match report.target_of(row) {
         Some(target) => clean(&process_name(target)).into_owned(),
         None => "[process not known]".to_owned(),
@@ -53,21 +53,27 @@ fn fold_row(report: &Report, row: &StackRow) -> String {
         // Below the outermost frame that is known: whatever called it is missing.
         push("[truncated]");
     }
-    for frame in row.frames.iter().rev() {
+    for frame in shown::frames(&row.frames, options).into_iter().rev() {
         push(&element(frame));
     }
-    push(&format!("[{}]", clean(&row.domain)));
+    push(&leaf(row));
     stack
 }
 
-/// A frame as one element. A Python function bears its line, as in py-spy's folded stacks, because one
-/// function often allocates on many; `_[k]` marks the kernel, as in `stackcollapse-perf`.
-fn element(frame: &Frame) -> String {
+/// The last element of a row's stack.
+fn leaf(row: &StackRow) -> String {
+    format!("[{}]", clean(&row.domain))
+}
+
+/// A frame as one element. A Python function bears its file and line, as in py-spy's folded stacks, because
+/// one function often allocates on many, and many files have functions of one name; `_[k]` marks the kernel,
+/// as in `stackcollapse-perf`.
+pub(super) fn element(frame: &Frame) -> String {
     let name = frame_name(frame);
     let name = clean(&name);
     match (frame.kind, &frame.file, frame.line) {
         (FrameKind::Python, Some(file), Some(line)) => {
-            let file = printable(base_name(file));
+            let file = printable(file);
             format!("{name} ({}:{line})", clean(&file))
         }
         (FrameKind::Kernel, ..) => format!("{name}_[k]"),
@@ -83,11 +89,14 @@ fn clean(name: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merge::tests::{frame, report, row};
+    use super::super::merge::tests::{frame, python, report, row};
     use super::*;
 
     fn folded(rows: Vec<StackRow>) -> Vec<String> {
-        fold(&report(rows)).into_iter().map(|(stack, bytes)| format!("{stack} {bytes}")).collect()
+        fold(&report(rows), &Options::default())
+            .into_iter()
+            .map(|(stack, bytes)| format!("{stack} {bytes}"))
+            .collect()
     }
 
     #[test]
@@ -108,6 +117,7 @@ mod tests {
         worker.pid = 2;
         forked.targets.push(worker);
         forked.stacks[1].pid = 2;
+        let fold = |report: &Report| fold(report, &Options::default());
         assert_eq!(fold(&forked), BTreeMap::from([("prog;f;[malloc]".to_owned(), 7)]));
         forked.targets.truncate(1);
         assert_eq!(fold(&forked).len(), 2);
@@ -121,6 +131,7 @@ mod tests {
         reused.targets.push(later);
         reused.stacks[0].target = Some(0);
         reused.stacks[1].target = Some(1);
+        let fold = |report: &Report| fold(report, &Options::default());
         let expected = [("other;f;[malloc]".to_owned(), 4), ("prog;f;[malloc]".to_owned(), 3)];
         assert_eq!(fold(&reused), BTreeMap::from(expected));
         reused.stacks[1].target = Some(2);
@@ -153,7 +164,20 @@ mod tests {
         kernel.kind = FrameKind::Kernel;
         assert_eq!(
             folded(vec![row(1, &[kernel, python])]),
-            ["prog;Server.handle (server.py:88);do_mmap_[k];[malloc] 1"]
+            ["prog;Server.handle (/srv/server.py:88);do_mmap_[k];[malloc] 1"]
+        );
+    }
+
+    #[test]
+    fn native_code_between_python_functions_is_folded_when_asked_for() {
+        let stack = [frame("alloc"), python("g"), frame("list_sort"), python("f"), frame("main")];
+        let report = report(vec![row(1, &stack)]);
+        let fold = |native| fold(&report, &Options { native, ..Options::default() }).into_keys().next();
+        let python = "f (/srv/app.py:7)";
+        assert_eq!(fold(false), Some(format!("prog;{python};g (/srv/app.py:7);alloc;[malloc]")));
+        assert_eq!(
+            fold(true),
+            Some(format!("prog;main;{python};list_sort;g (/srv/app.py:7);alloc;[malloc]"))
         );
     }
 }

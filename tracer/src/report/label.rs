@@ -38,6 +38,9 @@ pub(super) fn frame_name(frame: &Frame) -> Cow<'_, str> {
     if let Some(function) = &frame.function {
         return printable(function);
     }
+    if frame.kind == FrameKind::Python {
+        return "[Python function not known]".into();
+    }
     match (&frame.module, frame.offset, &frame.address) {
         (Some(module), Some(offset), _) => format!("{}+{offset:#x}", printable(base_name(module))).into(),
         (Some(module), None, _) => format!("[{}]", printable(base_name(module))).into(),
@@ -139,6 +142,20 @@ pub(super) fn shorten_name(name: &str, max: usize) -> Cow<'_, str> {
     short.into()
 }
 
+/// A Python function's qualified name in at most `max` columns: the outer classes and functions go first.
+pub(super) fn shorten_python_name(name: &str, max: usize) -> Cow<'_, str> {
+    if columns(name) <= max {
+        return name.into();
+    }
+    let inner = name.match_indices('.').map(|(at, _)| &name[at..]);
+    // What is local to a function says nothing without that function.
+    let mut inner = inner.filter(|rest| rest.len() > 1 && !rest.starts_with(".<locals>"));
+    inner
+        .find(|rest| ELLIPSIS.len() + columns(rest) <= max)
+        .map_or_else(|| cut_middle(name, max), |rest| format!("{ELLIPSIS}{rest}"))
+        .into()
+}
+
 /// A name whose brackets are empty already, in at most `max` columns.
 fn cut(name: &str, max: usize) -> String {
     let bare = name.trim_end_matches(" const").trim_end_matches("(...)");
@@ -226,11 +243,22 @@ mod tests {
         assert_eq!(frame_name(&f), "0x7f0000001f3a");
         f.address = None;
         assert_eq!(frame_name(&f), "[unknown]");
+        f.kind = FrameKind::Python;
+        assert_eq!((&*frame_name(&f), &*frame_place(&f)), ("[Python function not known]", ""));
         f.kind = FrameKind::Kernel;
         assert_eq!(frame_place(&f), "[kernel]");
         f.file = Some("/a/b.c".to_owned());
         f.line = Some(3);
         assert_eq!(frame_place(&f), "/a/b.c:3");
+    }
+
+    #[test]
+    fn a_long_python_name_keeps_its_end() {
+        let name = "Application.make_handler.<locals>.wrapper.<locals>.<lambda>";
+        assert_eq!(shorten_python_name(name, 80), name);
+        assert_eq!(shorten_python_name(name, 50), "....wrapper.<locals>.<lambda>");
+        assert_eq!(shorten_python_name(name, 20), "....<lambda>");
+        assert_eq!(shorten_python_name("a_function_of_a_very_long_name", 20), "a_func...y_long_name");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::{Options, shown};
 use crate::model::{BytesAre, Frame, FrameKind, StackRow};
 
 /// Rows with equal names, summed.
@@ -34,22 +35,25 @@ pub(super) struct MergedRow<'a> {
     pub verdict: &'a str,
     /// Why the stack ends early.
     pub truncated: Option<&'a str>,
-    /// Frames of one of them, innermost first.
-    pub frames: &'a [Frame],
+    /// The frames to show of one of them, innermost first.
+    pub frames: Vec<&'a Frame>,
+    /// Whether frames of one of them are not shown.
+    pub hides_native: bool,
 }
 
-/// Merges the rows with something outstanding; most outstanding bytes first, then most blocks, then as given.
-pub(super) fn outstanding(rows: &[StackRow]) -> Vec<MergedRow<'_>> {
+/// Merges the rows with something outstanding by the frames that are shown; most outstanding bytes first, then
+/// most blocks, then as given.
+pub(super) fn outstanding<'a>(rows: &'a [StackRow], options: &Options) -> Vec<MergedRow<'a>> {
     let mut place: HashMap<Key<'_>, usize> = HashMap::new();
     let mut merged: Vec<MergedRow<'_>> = Vec::new();
     for row in rows.iter().filter(|row| row.outstanding_count > 0) {
-        match place.entry(Key::new(row)) {
-            std::collections::hash_map::Entry::Occupied(known) => merged[*known.get()].add(row),
-            std::collections::hash_map::Entry::Vacant(new) => {
-                new.insert(merged.len());
-                merged.push(MergedRow::new(row));
-            }
-        }
+        let frames = shown::frames(&row.frames, options);
+        let index = *place.entry(Key::new(row, &frames)).or_insert_with(|| {
+            merged.push(MergedRow::new(row, frames));
+            merged.len() - 1
+        });
+        merged[index].add(row);
+        merged[index].hides_native |= shown::hides_native(&row.frames, options);
     }
     merged.sort_by(|a, b| {
         (b.outstanding_bytes, b.outstanding_count).cmp(&(a.outstanding_bytes, a.outstanding_count))
@@ -58,8 +62,9 @@ pub(super) fn outstanding(rows: &[StackRow]) -> Vec<MergedRow<'_>> {
 }
 
 impl<'a> MergedRow<'a> {
-    fn new(row: &'a StackRow) -> Self {
-        let mut merged = Self {
+    /// Sums of nothing yet.
+    fn new(row: &'a StackRow, frames: Vec<&'a Frame>) -> Self {
+        Self {
             domain: &row.domain,
             bytes_are: row.bytes_are,
             pids: BTreeSet::new(),
@@ -73,10 +78,9 @@ impl<'a> MergedRow<'a> {
             python_types: BTreeMap::new(),
             verdict: &row.verdict,
             truncated: row.truncated.as_deref(),
-            frames: &row.frames,
-        };
-        merged.add(row);
-        merged
+            frames,
+            hides_native: false,
+        }
     }
 
     /// Saturating throughout: a damaged recording may hold any number.
@@ -117,12 +121,12 @@ struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    fn new(row: &'a StackRow) -> Self {
+    fn new(row: &'a StackRow, frames: &[&'a Frame]) -> Self {
         Self {
             domain: &row.domain,
             held: row.bytes_are == BytesAre::Held,
             truncated: row.truncated.as_deref(),
-            frames: row.frames.iter().map(FrameKey::new).collect(),
+            frames: frames.iter().copied().map(FrameKey::new).collect(),
         }
     }
 }
@@ -130,9 +134,27 @@ impl<'a> Key<'a> {
 /// What is printed of a frame: a name hides the address, and a source file hides the module.
 #[derive(PartialEq, Eq, Hash)]
 enum FrameKey<'a> {
-    InSource { function: &'a str, file: &'a str, line: Option<u32>, inlined: bool },
-    InModule { function: &'a str, module: Option<&'a str>, kernel: bool, inlined: bool },
-    AtOffset { module: &'a str, offset: Option<u64> },
+    InSource {
+        function: &'a str,
+        file: &'a str,
+        line: Option<u32>,
+        inlined: bool,
+    },
+    InModule {
+        function: &'a str,
+        module: Option<&'a str>,
+        kernel: bool,
+        inlined: bool,
+    },
+    /// A Python function whose name is not known.
+    Python {
+        file: Option<&'a str>,
+        line: Option<u32>,
+    },
+    AtOffset {
+        module: &'a str,
+        offset: Option<u64>,
+    },
     AtAddress(Option<&'a str>),
 }
 
@@ -149,6 +171,7 @@ impl<'a> FrameKey<'a> {
                 kernel: frame.kind == FrameKind::Kernel,
                 inlined: frame.inlined,
             },
+            (None, file, _) if frame.kind == FrameKind::Python => Self::Python { file, line: frame.line },
             (None, _, Some(module)) => Self::AtOffset { module, offset: frame.offset },
             (None, _, None) => Self::AtAddress(frame.address.as_deref()),
         }
@@ -171,6 +194,16 @@ pub(super) mod tests {
             address: None,
             offset: None,
             inlined: false,
+        }
+    }
+
+    /// A Python frame that has a function, a file and a line.
+    pub(in crate::report) fn python(function: &str) -> Frame {
+        Frame {
+            kind: FrameKind::Python,
+            file: Some("/srv/app.py".to_owned()),
+            line: Some(7),
+            ..frame(function)
         }
     }
 
@@ -227,6 +260,10 @@ pub(super) mod tests {
         }
     }
 
+    fn outstanding(rows: &[StackRow]) -> Vec<MergedRow<'_>> {
+        super::outstanding(rows, &Options::default())
+    }
+
     fn at(function: &str, address: &str) -> Frame {
         Frame { address: Some(address.to_owned()), offset: Some(7), ..frame(function) }
     }
@@ -252,6 +289,17 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn stacks_that_differ_in_hidden_frames_are_one() {
+        let through = |function: &str| row(1, &[frame("f"), python("g"), frame(function), python("h")]);
+        let rows = [through("map_next"), through("list_sort")];
+        let merged = outstanding(&rows);
+        assert_eq!((merged.len(), merged[0].outstanding_bytes, merged[0].hides_native), (1, 2, true));
+        let native = Options { native: true, ..Options::default() };
+        let merged = super::outstanding(&rows, &native);
+        assert_eq!((merged.len(), merged[0].frames.len(), merged[0].hides_native), (2, 4, false));
+    }
+
+    #[test]
     fn what_a_reader_can_tell_apart_stays_apart() {
         let base = row(1, &[at("f", "0x1")]);
         let mut in_domain = base.clone();
@@ -273,6 +321,12 @@ pub(super) mod tests {
         unnamed.frames[0].function = None;
         let mut unnamed_elsewhere = unnamed.clone();
         unnamed_elsewhere.frames[0].offset = Some(8);
+        let mut nowhere = unnamed.clone();
+        (nowhere.frames[0].module, nowhere.frames[0].address) = (None, None);
+        let mut in_python = nowhere.clone();
+        in_python.frames[0].kind = FrameKind::Python;
+        let mut in_python_file = in_python.clone();
+        in_python_file.frames[0].file = Some("a.py".to_owned());
         let rows = [
             base,
             in_domain,
@@ -284,6 +338,9 @@ pub(super) mod tests {
             on_other_line,
             unnamed,
             unnamed_elsewhere,
+            nowhere,
+            in_python,
+            in_python_file,
         ];
         assert_eq!(outstanding(&rows).len(), rows.len());
     }

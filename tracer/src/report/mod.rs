@@ -9,6 +9,7 @@ mod json;
 mod label;
 mod loss;
 mod merge;
+mod shown;
 mod stacks;
 mod svg;
 mod text;
@@ -81,18 +82,20 @@ impl Format {
     }
 }
 
-/// What a reader may choose about a report's looks. Only text heeds it.
+/// What a reader may choose about a report's looks. JSON heeds none of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Most stacks to list; 0 lists all.
+    /// Most stacks that text lists; 0 lists all.
     pub top: usize,
-    /// Width to keep to, in columns; narrower than 40 is taken as 40.
+    /// Width that text keeps to, in columns; narrower than 40 is taken as 40.
     pub width: usize,
+    /// Show all native frames of stacks with Python frames.
+    pub native: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { top: DEFAULT_TOP, width: DEFAULT_WIDTH }
+        Self { top: DEFAULT_TOP, width: DEFAULT_WIDTH, native: false }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The stacks of the text report, most outstanding bytes first.
 
-use super::label::{frame_name, frame_place, printable, shorten_name, shorten_path};
+use super::label::{frame_name, frame_place, printable, shorten_name, shorten_path, shorten_python_name};
 use super::merge::{self, MergedRow};
-use super::units;
 use super::wrap::{Page, columns};
-use crate::model::{BytesAre, Frame, Report};
+use super::{Options, units};
+use crate::model::{BytesAre, Frame, FrameKind, Report};
 
 /// Column in which the lines below a stack's first one start.
 const INDENT: usize = 6;
@@ -20,19 +20,23 @@ const OUTERMOST_SHOWN: usize = 8;
 const MOST_TYPES: usize = 4;
 const MOST_PIDS: usize = 6;
 
-/// Lists the `top` stacks (0: all) and says how many are left.
-pub(super) fn list(page: &mut Page, report: &Report, top: usize) {
-    let rows = merge::outstanding(&report.stacks);
+/// Lists as many stacks as `options` say, and says how many are left.
+pub(super) fn list(page: &mut Page, report: &Report, options: &Options) {
+    let rows = merge::outstanding(&report.stacks, options);
     if rows.is_empty() {
         page.paragraph("", 0, nothing(report));
         return;
     }
-    let shown = if top == 0 { rows.len() } else { top.min(rows.len()) };
+    let shown = if options.top == 0 { rows.len() } else { options.top.min(rows.len()) };
     let stacks = units::counted(rows.len() as u64, "stack");
     if shown == rows.len() {
         page.line(&format!("{stacks} with outstanding memory"));
     } else {
         page.line(&format!("top {shown} of {stacks} with outstanding memory"));
+    }
+    if rows[..shown].iter().any(|row| row.hides_native) {
+        let hint = "(native frames around the Python functions are hidden; see --native)";
+        page.paragraph("", 0, hint);
     }
     let heads = Heads::new(report, &rows[..shown]);
     for (index, row) in rows[..shown].iter().enumerate() {
@@ -210,7 +214,10 @@ fn frames(page: &mut Page, row: &MergedRow<'_>) {
         }
     }
     if let Some(reason) = row.truncated {
-        let text = format!("(the stack goes on: {})", printable(reason));
+        // What is missing need not be further out: Python frames are found behind a gap too.
+        let ends_in_python = row.frames.last().is_some_and(|frame| frame.kind == FrameKind::Python);
+        let what = if ends_in_python { "the stack is not whole" } else { "the stack goes on" };
+        let text = format!("({what}: {})", printable(reason));
         page.paragraph(&indent, indent.len(), &text);
     }
 }
@@ -218,10 +225,11 @@ fn frames(page: &mut Page, row: &MergedRow<'_>) {
 /// Name and place of a frame, together at most `room` columns wide with two between them.
 fn cells(frame: &Frame, room: usize) -> (String, String) {
     let mark = if frame.inlined { " (inlined)" } else { "" };
+    let shorten = if frame.kind == FrameKind::Python { shorten_python_name } else { shorten_name };
     let name = frame_name(frame);
     let place = frame_place(frame);
     if place.is_empty() {
-        let short = shorten_name(&name, room - mark.len());
+        let short = shorten(&name, room - mark.len());
         return (format!("{short}{mark}"), place);
     }
     let wanted = columns(&name) + mark.len();
@@ -229,18 +237,18 @@ fn cells(frame: &Frame, room: usize) -> (String, String) {
     let place_room = room.saturating_sub(wanted + 2).max(room * 2 / 5);
     let place = shorten_path(&place, place_room).into_owned();
     let name_room = room.saturating_sub(columns(&place) + 2 + mark.len());
-    (format!("{}{mark}", shorten_name(&name, name_room)), place)
+    (format!("{}{mark}", shorten(&name, name_room)), place)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::merge::tests::{frame, report, row};
+    use super::super::merge::tests::{frame, python, report, row};
     use super::*;
     use crate::model::StackRow;
 
     fn listed(rows: Vec<StackRow>, top: usize, width: usize) -> String {
         let mut page = Page::new(width);
-        list(&mut page, &report(rows), top);
+        list(&mut page, &report(rows), &Options { top, ..Options::default() });
         page.into_text()
     }
 
@@ -289,6 +297,23 @@ mod tests {
     }
 
     #[test]
+    fn hidden_frames_are_told_where_there_are_any() {
+        let mixed = [frame("malloc_wrapper"), python("g"), frame("list_sort"), python("f"), frame("main")];
+        let text = listed(vec![row(1, &mixed)], 10, 80);
+        assert!(text.contains("see --native)") && !text.contains("list_sort"), "{text}");
+        assert!(text.contains("        g               /srv/app.py:7\n"), "{text}");
+        let mut page = Page::new(80);
+        list(&mut page, &report(vec![row(1, &mixed)]), &Options { native: true, ..Options::default() });
+        let text = page.into_text();
+        assert!(!text.contains("--native") && text.contains("list_sort") && text.contains("main"), "{text}");
+        let text = listed(vec![row(1, &mixed[..2])], 10, 80);
+        assert!(!text.contains("--native"), "{text}");
+        let mut cut = row(1, &mixed[..2]);
+        cut.truncated = Some("no unwind information".to_owned());
+        assert!(listed(vec![cut], 10, 80).contains("(the stack is not whole: no unwind information)"));
+    }
+
+    #[test]
     fn a_deep_stack_shows_its_ends() {
         let frames: Vec<_> = (0..60).map(|n| frame(&format!("f{n}"))).collect();
         let text = listed(vec![row(1, &frames)], 10, 80);
@@ -315,7 +340,7 @@ mod tests {
     fn processes_are_named_when_there_are_several() {
         let mut report = report(vec![row(1, &[frame("f")])]);
         let rows = report.stacks.clone();
-        let row = &merge::outstanding(&rows)[0];
+        let row = &merge::outstanding(&rows, &Options::default())[0];
         assert!(!figures(&report, row).join(" ").contains("process"));
         report.targets.push(report.targets[0].clone());
         assert!(figures(&report, row).join(" ").ends_with("; process 1"));

@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
-use inferno::flamegraph::color::{BasicPalette, Palette};
+use inferno::flamegraph::color::{BasicPalette, Color, Palette, PaletteMap};
 use inferno::flamegraph::{self, TextTruncateDirection};
 
 use super::label::{command_line, shorten_end};
 use super::{Format, Options, Render, RenderError, folded, loss, units, write_error};
-use crate::model::{Mode, Report};
+use crate::model::{FrameKind, Mode, Report};
 
 /// Width of the picture where no script runs, pixels (inferno 0.12's default); in a browser it takes the
 /// window's, which also measures the font and cuts names to fit.
@@ -23,8 +23,8 @@ const SUBTITLE_COLUMNS: usize = 160;
 pub(super) struct Svg;
 
 impl Render for Svg {
-    fn render(&self, report: &Report, _: &Options, out: &mut dyn Write) -> Result<(), RenderError> {
-        let stacks = folded::fold(report);
+    fn render(&self, report: &Report, options: &Options, out: &mut dyn Write) -> Result<(), RenderError> {
+        let stacks = folded::fold(report, options);
         let picture = if stacks.is_empty() {
             nothing(report).into_bytes()
         } else {
@@ -46,12 +46,33 @@ fn draw(report: &Report, lines: &[String]) -> Result<Vec<u8>, RenderError> {
     options.count_name = "bytes".to_owned();
     options.colors = Palette::Basic(BasicPalette::Mem);
     options.deterministic = true;
+    let mut colors = colors(report);
+    options.palette_map = Some(&mut colors);
     options.text_truncate_direction = TextTruncateDirection::Right;
     let mut picture = Vec::new();
     flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), &mut picture)
         .map_err(RenderError::Draw)?;
     picture.push(b'\n');
     Ok(picture)
+}
+
+/// Where there are Python functions, native code has another colour than they.
+fn colors(report: &Report) -> PaletteMap {
+    let mut colors = PaletteMap::default();
+    let frames = || report.stacks.iter().flat_map(|row| &row.frames);
+    if frames().any(|frame| frame.kind == FrameKind::Python) {
+        for frame in frames().filter(|frame| frame.kind != FrameKind::Python) {
+            let name = folded::element(frame);
+            colors.insert(&name, orange(&name));
+        }
+    }
+    colors
+}
+
+/// A shade of orange, always the same for a name.
+fn orange(name: &str) -> Color {
+    let shade = name.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte)) % 64;
+    Color { r: 190 + shade, g: 90 + shade, b: 0 }
 }
 
 /// `Outstanding bytes: <command> (pid N)`.
@@ -116,7 +137,7 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::merge::tests::{frame, report, row};
+    use super::super::merge::tests::{frame, python, report, row};
     use super::*;
 
     fn svg(report: &Report) -> String {
@@ -147,6 +168,22 @@ mod tests {
     fn the_same_report_gives_the_same_bytes() {
         let report = report(vec![row(5, &[frame("f")]), row(7, &[frame("g")])]);
         assert_eq!(svg(&report), svg(&report));
+    }
+
+    #[test]
+    fn native_code_has_a_colour_of_its_own_beside_python() {
+        let fill = |picture: &str, name: &str| {
+            let title = format!("<title>{name} (5 bytes, 100.00%)</title>");
+            let rest = picture.split_once(&title).unwrap_or_else(|| panic!("{title}: {picture}")).1;
+            rest.split_once("fill=\"").unwrap().1.split_once('"').unwrap().0.to_owned()
+        };
+        let mixed = svg(&report(vec![row(5, &[frame("f"), python("g")])]));
+        let native = svg(&report(vec![row(5, &[frame("f"), frame("g")])]));
+        assert!(fill(&mixed, "f").ends_with(",0)"), "{}", fill(&mixed, "f"));
+        assert_ne!(fill(&mixed, "f"), fill(&native, "f"));
+        let in_python = fill(&mixed, "g (/srv/app.py:7)");
+        assert!(in_python.starts_with("rgb(0,"), "{in_python}");
+        assert!(fill(&native, "f").starts_with("rgb(0,"), "{native}");
     }
 
     #[test]

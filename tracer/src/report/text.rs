@@ -37,7 +37,7 @@ impl Render for Text {
             page.paragraph("note: ", 6, &printable(note));
         }
         page.gap();
-        stacks::list(&mut page, report, options.top);
+        stacks::list(&mut page, report, options);
         out.write_all(page.into_text().as_bytes()).map_err(write_error(Format::Text))
     }
 }
