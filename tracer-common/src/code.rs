@@ -12,6 +12,10 @@ pub const SMALL_TABLE_BYTES: usize = 1232;
 /// the process.
 pub const LARGE_TABLE_BYTES: usize = 16 * 1024;
 
+/// Most bytes of a line table in a record that user space has completed, so that a recording can hold it. Of
+/// a longer table it has the beginning.
+pub const MAX_TABLE_BYTES: usize = 60 * 1024;
+
 /// How the characters of a text are stored: the `kind` of a `PyUnicodeObject`.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -65,10 +69,10 @@ pub struct CodeHeader {
     pub name_chars: u32,
     /// Length of the file name, characters; more than were sent where it is too long.
     pub file_chars: u32,
-    /// Length of the line table, bytes; more than [`LARGE_TABLE_BYTES`] where it was not sent.
+    /// Length of the line table, bytes; more than its field has where it is too long.
     pub table_bytes: u32,
-    /// Bytes of the table's field behind the file name: one of the two sizes, or 0 where the table could not
-    /// be read or is too long.
+    /// Bytes of the table's field behind the file name: one of the two sizes, up to [`MAX_TABLE_BYTES`] where
+    /// user space read it, or 0 where the table could not be read or is too long.
     pub table_field_bytes: u32,
 }
 

@@ -4,7 +4,7 @@
 //! naturally aligned, so that the kernel side writes plain structs. Decoding is total: bytes that are no
 //! record are an error for the caller to count, never a panic.
 
-use crate::code::{CodeHeader, LARGE_TABLE_BYTES, MAX_FILE_BYTES, MAX_NAME_BYTES, TextKind};
+use crate::code::{CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, MAX_TABLE_BYTES, TextKind};
 
 /// Most frames in one stack.
 pub const MAX_FRAMES: usize = 192;
@@ -243,7 +243,7 @@ pub struct Code<'a> {
     pub name: &'a [u8],
     /// As much of the file name as was sent, as its kind says.
     pub file: &'a [u8],
-    /// The whole line table; empty where it was not sent.
+    /// The line table, of one that is too long the beginning; empty where it was not sent.
     pub table: &'a [u8],
 }
 
@@ -269,7 +269,7 @@ impl<'a> Code<'a> {
         let name = cursor.field(MAX_NAME_BYTES, text_bytes(header.name_chars, name_kind))?;
         let file = cursor.field(MAX_FILE_BYTES, text_bytes(header.file_chars, file_kind))?;
         let table_bytes = if header.table_field_bytes == 0 { 0 } else { header.table_bytes as usize };
-        if header.table_field_bytes as usize > LARGE_TABLE_BYTES {
+        if header.table_field_bytes as usize > MAX_TABLE_BYTES {
             return Err(DecodeError::BadCode);
         }
         let table = cursor.field(header.table_field_bytes as usize, table_bytes)?;

@@ -1,6 +1,8 @@
 //! What is known of Python code objects.
 
-use tracer_common::code::{CodeHeader, TextKind};
+use tracer_common::code::{
+    CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, MAX_TABLE_BYTES, SMALL_TABLE_BYTES, TextKind,
+};
 use tracer_common::event::Code;
 
 /// What stands for the rest of a text that was too long to be read whole.
@@ -22,6 +24,41 @@ pub struct RawCode {
 impl From<Code<'_>> for RawCode {
     fn from(code: Code<'_>) -> Self {
         Self { header: code.header, name: code.name.into(), file: code.file.into(), table: code.table.into() }
+    }
+}
+
+impl RawCode {
+    /// The record that this is decoded from. Texts and a line table that are too long for it are cut.
+    pub fn encode(&self) -> Vec<u8> {
+        let table_field_bytes = match self.table.len() {
+            0 if self.header.table_field_bytes == 0 => 0,
+            0..=SMALL_TABLE_BYTES => SMALL_TABLE_BYTES,
+            length => length.min(MAX_TABLE_BYTES),
+        };
+        let CodeHeader { header, code_addr, check, first_line, minor, name_kind, file_kind, .. } =
+            self.header;
+        let mut record =
+            Vec::with_capacity(size_of::<CodeHeader>() + MAX_NAME_BYTES + MAX_FILE_BYTES + table_field_bytes);
+        record.extend([header.kind, header.function]);
+        record.extend(header.target.to_le_bytes());
+        record.extend(header.tid.to_le_bytes());
+        for word in [header.time_ns, code_addr, check] {
+            record.extend(word.to_le_bytes());
+        }
+        record.extend(first_line.to_le_bytes());
+        record.extend([minor, name_kind, file_kind, 0]);
+        let CodeHeader { name_chars, file_chars, table_bytes, .. } = self.header;
+        for number in [name_chars, file_chars, table_bytes, table_field_bytes as u32] {
+            record.extend(number.to_le_bytes());
+        }
+        for (used, field_bytes) in
+            [(&self.name, MAX_NAME_BYTES), (&self.file, MAX_FILE_BYTES), (&self.table, table_field_bytes)]
+        {
+            let used = &used[..used.len().min(field_bytes)];
+            record.extend_from_slice(used);
+            record.resize(record.len() + field_bytes - used.len(), 0);
+        }
+        record
     }
 }
 
@@ -99,10 +136,58 @@ impl PythonText {
 
 #[cfg(test)]
 mod tests {
+    use tracer_common::event::{Header, Kind, Record};
+
     use super::*;
 
     fn text(kind: TextKind, chars: u32, bytes: &[u8]) -> Option<String> {
         PythonText { kind, chars, bytes: bytes.into() }.decode()
+    }
+
+    fn decoded(record: &[u8]) -> RawCode {
+        match Record::decode(record) {
+            Ok(Record::Code(code)) => code.into(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_code_object_is_decoded_from_its_record() {
+        let header = CodeHeader {
+            header: Header { kind: Kind::Code as u8, function: 1, target: 2, tid: 3, time_ns: 4 },
+            code_addr: 0x5000,
+            check: 6,
+            first_line: 7,
+            minor: 11,
+            name_kind: TextKind::Latin1 as u8,
+            file_kind: TextKind::Ucs2 as u8,
+            reserved: 0,
+            name_chars: 4,
+            file_chars: 2,
+            table_bytes: 3,
+            table_field_bytes: SMALL_TABLE_BYTES as u32,
+        };
+        let code =
+            RawCode { header, name: (*b"name").into(), file: [1, 0, 2, 0].into(), table: [7, 8, 9].into() };
+        assert_eq!(decoded(&code.encode()), code);
+        // One without a table, and one whose table is longer than any record's.
+        let mut other = code.clone();
+        (other.header.table_field_bytes, other.table) = (0, [].into());
+        assert_eq!(decoded(&other.encode()), other);
+        assert!(!PythonCode::new(&other).has_whole_table);
+        for (length, kept) in [(MAX_TABLE_BYTES, MAX_TABLE_BYTES), (MAX_TABLE_BYTES + 9, MAX_TABLE_BYTES)] {
+            other.table = vec![5; length].into();
+            other.header.table_bytes = length as u32;
+            other.header.table_field_bytes = 1;
+            let code = decoded(&other.encode());
+            assert_eq!((code.table.len(), code.header.table_field_bytes as usize), (kept, kept));
+            assert_eq!(PythonCode::new(&code).has_whole_table, length == kept);
+        }
+        // A text that was cut stays known to be cut.
+        let mut long = code.clone();
+        (long.header.name_chars, long.name) = (300, vec![b'x'; 300].into());
+        let name = PythonCode::new(&decoded(&long.encode())).name.decode().unwrap();
+        assert_eq!((name.chars().count(), name.ends_with("x…")), (MAX_NAME_BYTES + 1, true));
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! A recording gives the report that was made live: with a process that came later under an id that had been
 //! used, and with a block whose free was lost.
 
-use tracer_common::code::{CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, SMALL_TABLE_BYTES, TextKind};
-use tracer_common::event::{Kind, WalkEnd};
+use tracer_common::code::{CodeHeader, SMALL_TABLE_BYTES, TextKind};
+use tracer_common::event::{Header, Kind, WalkEnd};
 use tracer_common::frame::python;
 use tracer_common::lost;
 use tracer_common::probe::Function;
 
 use super::*;
 use crate::ledger::SLACK_NS;
-use crate::model::{CodeAddr, Event, Frame, FrameKind, Mode, StackRow};
+use crate::model::{CodeAddr, Event, Frame, FrameKind, Mode, RawCode, StackRow};
 use crate::recording::tests::as_version;
 use crate::recording::{NamedPlace, Settings, Writer};
 
@@ -30,13 +30,22 @@ fn stack(target: u8, id: u64, return_addr: u64) -> Vec<u8> {
 
 /// A code object without a line table; all its instructions are in its first line.
 fn code(target: u8, code_addr: u64, name: &str) -> Vec<u8> {
-    let shape = 33 | 9 << 32 | (TextKind::Latin1 as u64) << 40;
-    let table = (SMALL_TABLE_BYTES as u64) << 32;
-    let mut record =
-        record(target, Kind::Code, Function::Malloc, 1, &[code_addr, 0, shape, name.len() as u64, table]);
-    record.extend_from_slice(name.as_bytes());
-    record.resize(size_of::<CodeHeader>() + MAX_NAME_BYTES + MAX_FILE_BYTES + SMALL_TABLE_BYTES, 0);
-    record
+    let header = CodeHeader {
+        header: Header {
+            kind: Kind::Code as u8,
+            target: target.into(),
+            time_ns: STARTED_NS,
+            ..Header::default()
+        },
+        code_addr,
+        first_line: 33,
+        minor: 9,
+        name_kind: TextKind::Latin1 as u8,
+        name_chars: name.len() as u32,
+        table_field_bytes: SMALL_TABLE_BYTES as u32,
+        ..CodeHeader::default()
+    };
+    RawCode { header, name: name.as_bytes().into(), file: [].into(), table: [].into() }.encode()
 }
 
 fn allocated(target: u8, function: Function, ms: u64, addr: u64, size: u64, stack: u64) -> Vec<u8> {

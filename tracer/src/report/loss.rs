@@ -3,7 +3,7 @@
 use tracer_common::counter::Counter;
 
 use super::{label, units};
-use crate::model::{Loss, Totals};
+use crate::model::{Loss, PYTHON_NAMES_LOST, Totals};
 
 /// One way to lose something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,9 @@ pub(super) fn summary(loss: &Loss) -> String {
     if loss.stacks_truncated > 0 {
         let stacks = units::counted(loss.stacks_truncated, "stack");
         parts.push(format!("the outer part of {stacks}"));
+    }
+    if let Some(frames) = loss.detail.get(PYTHON_NAMES_LOST).filter(|count| **count > 0) {
+        parts.push(format!("the names of {}", units::counted(*frames, "Python frame")));
     }
     if parts.is_empty() {
         // A counter that is part of no sum: still not nothing.
@@ -91,6 +94,7 @@ fn meaning(name: &str) -> &'static str {
             "frees_missed" => {
                 "the address was handed out again before a free was seen: counted as freed then"
             }
+            PYTHON_NAMES_LOST => "frames whose Python function could not be read; their bytes are right",
             "records_undecodable" => "the event could not be read: it is in no figure",
             _ => "",
         },
@@ -129,6 +133,9 @@ mod tests {
         assert_eq!(summary(&lossy), "1,234 events, 1 stack, the outer part of 2 stacks");
         let cut = Loss { stacks_truncated: 1, ..Loss::default() };
         assert_eq!(summary(&cut), "the outer part of 1 stack");
+        let unnamed = Loss { detail: BTreeMap::from([(PYTHON_NAMES_LOST.to_owned(), 2)]), ..nothing() };
+        assert_eq!(summary(&unnamed), "the names of 2 Python frames");
+        assert_ne!(meaning(PYTHON_NAMES_LOST), "");
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod round_trip;
 
 use std::io::Read;
 
-use tracer_common::code::{MAX_FILE_BYTES, MAX_NAME_BYTES, SMALL_TABLE_BYTES, TextKind};
+use tracer_common::code::{CodeHeader, SMALL_TABLE_BYTES, TextKind};
 use tracer_common::event::{DoubtRecord, Header, Kind};
 use tracer_common::frame::{UNKNOWN_UNIT, interrupted, python};
 use tracer_common::lost::ANY_MAPPING;
@@ -13,7 +13,7 @@ use tracer_common::probe::Function;
 
 use super::format::{PROLOGUE_BYTES, SECTION_HEAD_BYTES, StoredHeader, checksum, encoding};
 use super::*;
-use crate::model::{CodeAddr, Coverage, Frame, FrameKind, Mapping, Mode, Module, Target};
+use crate::model::{CodeAddr, Coverage, Frame, FrameKind, Mapping, Mode, Module, RawCode, Target};
 
 pub(super) fn header() -> RecordingHeader {
     RecordingHeader {
@@ -69,23 +69,23 @@ fn records() -> Vec<Vec<u8>> {
 
 /// A code object named `f` in a file whose name has a character that is none.
 fn code() -> Vec<u8> {
-    let mut record = record_of(0, Kind::Code, &[1_001, 0x7000, 5]);
-    // It is about no function of an allocator.
-    record[1] = 0;
-    record.extend([12, 0, 0, 0, 11, TextKind::Latin1 as u8, TextKind::Ucs2 as u8, 0]);
-    for number in [1, 9, 2, SMALL_TABLE_BYTES as u32] {
-        record.extend(number.to_le_bytes());
-    }
-    let mut field = |used: &[u8], field_bytes: usize| {
-        record.extend_from_slice(used);
-        record.resize(record.len() + field_bytes - used.len(), 0);
+    let file = "/srv/?.py".encode_utf16().map(|unit| if unit == u16::from(b'?') { 0xdc80 } else { unit });
+    let file: Vec<u8> = file.flat_map(u16::to_le_bytes).collect();
+    let header = CodeHeader {
+        header: Header { kind: Kind::Code as u8, function: 0, target: 0, tid: 7, time_ns: 1_001 },
+        code_addr: 0x7000,
+        check: 5,
+        first_line: 12,
+        minor: 11,
+        name_kind: TextKind::Latin1 as u8,
+        file_kind: TextKind::Ucs2 as u8,
+        reserved: 0,
+        name_chars: 1,
+        file_chars: 9,
+        table_bytes: 2,
+        table_field_bytes: SMALL_TABLE_BYTES as u32,
     };
-    field(b"f", MAX_NAME_BYTES);
-    let file = ['/', 's', 'r', 'v', '/', '\0', '.', 'p', 'y'].map(|c| c as u16);
-    let file = file.map(|unit| if unit == 0 { 0xdc80 } else { unit });
-    field(file.map(u16::to_le_bytes).as_flattened(), MAX_FILE_BYTES);
-    field(&[0xf8, 0x00], SMALL_TABLE_BYTES);
-    record
+    RawCode { header, name: (*b"f").into(), file: file.into(), table: [0xf8, 0x00].into() }.encode()
 }
 
 /// The last of [`records`].
