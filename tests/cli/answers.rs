@@ -23,6 +23,7 @@ fn help_names_what_the_contract_names() {
         "--force",
         "--include",
         "--exclude",
+        "--native",
         "--ready-fd",
         "--max-loss",
         "report",
