@@ -16,13 +16,14 @@ fn reported(arguments: &[&str]) -> String {
 fn stacks(text: &str) -> Vec<Vec<&str>> {
     let mut stacks: Vec<Vec<&str>> = Vec::new();
     for line in text.lines() {
-        let indent = line.len() - line.trim_start().len();
         if line.contains("  oldest ") {
             stacks.push(Vec::new());
-        } else if indent == 8 {
-            if let (Some(stack), Some(name)) = (stacks.last_mut(), line.split_whitespace().next()) {
-                stack.push(name);
-            }
+        }
+        let frame = line.strip_prefix("        ").filter(|frame| !frame.starts_with(' '));
+        if let (Some(stack), Some(name)) =
+            (stacks.last_mut(), frame.and_then(|frame| frame.split(' ').next()))
+        {
+            stack.push(name);
         }
     }
     stacks
