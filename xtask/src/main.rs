@@ -14,6 +14,7 @@ mod check;
 mod demo;
 mod ebpf;
 mod process;
+mod pythons;
 mod setup;
 mod test;
 mod workspace;
@@ -43,6 +44,8 @@ enum Command {
     Demo,
     /// Measure what tracing costs, beside peers (root); writes docs/overhead.md
     Bench(bench::Args),
+    /// Set up Debian's CPythons of other suites, each in a root directory, for live tests
+    Pythons(pythons::Args),
     /// Rewrite the golden files from what the code makes now
     Bless,
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(args),
         Command::Demo => demo::run().map(succeeded),
         Command::Bench(args) => bench::run(args),
+        Command::Pythons(args) => pythons::run(&args).map(succeeded),
         Command::Bless => bless::run().map(succeeded),
     };
     result.unwrap_or_else(|error| {

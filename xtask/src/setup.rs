@@ -25,6 +25,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
         &["libjemalloc2", "libtcmalloc-minimal4", "libmimalloc2.0", "musl-tools"],
     ),
     ("make, for the jemalloc in a Rust program of the live tests", &["make"]),
+    ("keys of Debian's suites, for CPythons of other suites", &["debian-archive-keyring"]),
     ("unshare, for live tests in another mount namespace", &["util-linux"]),
 ];
 

@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use crate::cargo::{self, Executable};
 use crate::check;
 use crate::process::say;
+use crate::pythons;
 use crate::setup;
 
 mod python_packages;
@@ -56,6 +57,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut variables = vec![(MEMTRACE_VARIABLE, memtrace.as_os_str())];
     let packages = python_packages::make_if_missing()?;
     variables.push((python_packages::VARIABLE, packages.as_os_str()));
+    let roots = pythons::make_if_missing()?;
+    variables.push((pythons::VARIABLE, roots.as_os_str()));
     let rust_targets = rust_targets::build()?;
     variables.push((rust_targets::VARIABLE, rust_targets.as_os_str()));
     variables.extend(python.as_ref().map(|python| (shared_python::VARIABLE, python.as_os_str())));
