@@ -5,6 +5,8 @@ pub mod lock;
 pub mod memtrace;
 pub mod program;
 pub mod python;
+pub mod python_stacks;
+pub mod pythons;
 pub mod report;
 pub mod rust;
 pub mod server;

@@ -123,6 +123,8 @@ pub struct Row {
     pub newest_age_ms: Option<u64>,
     /// Innermost first.
     pub frames: Vec<FrameEntry>,
+    /// Why the stack ends early.
+    pub truncated: Option<String>,
 }
 
 /// A frame.

@@ -95,12 +95,16 @@ impl Target {
 
     /// Gives a command and returns the answer's words.
     pub fn ask(&mut self, command: &str) -> Vec<String> {
+        self.ask_line(command).split(' ').map(str::to_owned).collect()
+    }
+
+    /// Gives a command and returns the answer as it is.
+    pub fn ask_line(&mut self, command: &str) -> String {
         self.tell(command);
-        let answer = self.answer().unwrap_or_else(|| {
+        self.answer().unwrap_or_else(|| {
             let status = wait_exit(&mut self.child, ANSWER_LIMIT);
             panic!("the target ended at `{command}`: {status:?}");
-        });
-        answer.split(' ').map(str::to_owned).collect()
+        })
     }
 
     /// Runs the target's plan; the numbers after `done`.

@@ -20,5 +20,6 @@ mod python;
 mod recording;
 mod refused;
 mod safety;
+mod stacks_python;
 mod stopped;
 mod threads;

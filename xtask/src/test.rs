@@ -14,6 +14,7 @@ use crate::process::say;
 use crate::pythons;
 use crate::setup;
 
+mod python_extensions;
 mod python_packages;
 pub mod runner;
 mod rust_targets;
@@ -57,6 +58,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut variables = vec![(MEMTRACE_VARIABLE, memtrace.as_os_str())];
     let packages = python_packages::make_if_missing()?;
     variables.push((python_packages::VARIABLE, packages.as_os_str()));
+    let extensions = python_extensions::make_if_missing()?;
+    variables.push((python_extensions::VARIABLE, extensions.as_os_str()));
+    let pyenv = python_extensions::pyenv_versions();
+    variables.extend(pyenv.as_ref().map(|dir| (python_extensions::PYENV_VARIABLE, dir.as_os_str())));
     let roots = pythons::make_if_missing()?;
     variables.push((pythons::VARIABLE, roots.as_os_str()));
     let rust_targets = rust_targets::build()?;

@@ -1,10 +1,12 @@
 """A program that tells its own Python stack at each of some hundred allocations, each of a size of its own.
 
 It speaks the hand-shake of handshake.h: "go" runs the plan, "plan <n>" answers with its nth line as JSON
-(planting.py), "quit" ends it.
+(planting.py), "quit" ends it. With the argument "mixed" the plan is that of mixed.py.
 """
 
 import gc
+import importlib
+import json
 import os
 import sys
 
@@ -13,6 +15,12 @@ import hard
 import plain
 import planting
 import through_c
+
+
+def run_mixed(mixed):
+    for case in mixed.CASES:
+        case()
+    return [json.dumps(row).encode() for row in mixed.ASKED]
 
 
 def run_cases():
@@ -24,6 +32,7 @@ def run_cases():
         plain.hot_cases()
     if planting.FAILED:
         raise AssertionError("\n".join(planting.FAILED))
+    return planting.lines()
 
 
 def next_command():
@@ -37,6 +46,7 @@ def next_command():
 
 
 def main():
+    mixed = importlib.import_module("mixed") if sys.argv[1:] == ["mixed"] else None
     gc.collect()
     gc.disable()
     os.write(1, b"ready\n")
@@ -45,11 +55,10 @@ def main():
         command = next_command()
         if command[0] == "go":
             try:
-                run_cases()
+                told = run_mixed(mixed) if mixed else run_cases()
             except BaseException:
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
-            told = planting.lines()
             os.write(1, b"done %d\n" % len(told))
         elif command[0] == "plan":
             os.write(1, told[int(command[1])] + b"\n")

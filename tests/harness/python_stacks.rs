@@ -1,0 +1,398 @@
+//! What `targets/stacks` says of its own stacks, and where a report says otherwise.
+
+use super::report::{FrameEntry, Report, Row};
+use super::target::Target;
+use serde::Deserialize;
+use std::fmt::Write as _;
+
+/// Function, file and line of a Python frame.
+pub type PythonFrame = (String, String, Option<u32>);
+
+/// One line of the plan: a block of a size of its own, and what its stack is. `planting.py` explains the
+/// marks.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Planted {
+    size: u64,
+    stack: Vec<PythonFrame>,
+    #[serde(default)]
+    via: Vec<(usize, String)>,
+    #[serde(default)]
+    direct: usize,
+    #[serde(default)]
+    below: Option<Vec<PythonFrame>>,
+    #[serde(default)]
+    own: bool,
+    #[serde(default)]
+    deep: bool,
+    #[serde(default)]
+    thread: bool,
+}
+
+/// The last line of the plan: what could not be done, and why.
+#[derive(Debug, Deserialize)]
+struct Skipped {
+    skipped: Vec<(String, String)>,
+}
+
+/// A plan that has run.
+#[derive(Debug)]
+pub struct Plan {
+    /// The blocks.
+    pub planted: Vec<Planted>,
+    /// What could not be done, and why.
+    pub skipped: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// Asks the target, whose plan had this many lines, for all of them.
+    pub fn of(target: &mut Target, lines: i64) -> Self {
+        let mut told: Vec<String> =
+            (0..lines).map(|number| target.ask_line(&format!("plan {number}"))).collect();
+        let last = told.pop().expect("a plan has lines");
+        let Skipped { skipped } = serde_json::from_str(&last).expect("what was skipped");
+        let planted = told.iter().map(|line| serde_json::from_str(line).expect("a planted block"));
+        Self { planted: planted.collect(), skipped }
+    }
+}
+
+/// The interpreter of which a report tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Interpreter {
+    /// `11` of 3.11
+    pub minor: u32,
+    /// Without symbols of functions that are no interface.
+    pub stripped: bool,
+}
+
+/// Where the report differs from the plan, one text for each block; none where it agrees.
+pub fn differences(plan: &Plan, report: &Report, interpreter: Interpreter) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for planted in &plan.planted {
+        let sized = |row: &&Row| row.outstanding_count == 1 && row.outstanding_bytes == planted.size;
+        let rows: Vec<&Row> = report.stacks.iter().filter(sized).collect();
+        let wrong = match rows[..] {
+            [row] => wrong_with(planted, row, interpreter),
+            _ => vec![format!("{} rows have one block of this size", rows.len())],
+        };
+        if !wrong.is_empty() {
+            found.push(format!(
+                "{} bytes at {}: {}",
+                planted.size,
+                shown(&planted.stack[0]),
+                wrong.join("; ")
+            ));
+        }
+    }
+    found.extend(left_over(report));
+    found
+}
+
+/// A block that an extension module asked for: at this place, and of how many bytes at least.
+#[derive(Debug, Deserialize)]
+pub struct Asked {
+    module: String,
+    bytes: u64,
+    inner: Vec<String>,
+    stack: Vec<PythonFrame>,
+}
+
+impl Asked {
+    /// Asks the target, whose plan had this many lines, for all of them.
+    pub fn of(target: &mut Target, lines: i64) -> Vec<Self> {
+        let told = (0..lines).map(|number| target.ask_line(&format!("plan {number}")));
+        told.map(|line| serde_json::from_str(&line).expect("a block that was asked for")).collect()
+    }
+
+    fn is_in(&self, row: &Row) -> bool {
+        let inner = row.frames.iter().position(is_python).unwrap_or(row.frames.len());
+        let python: Vec<_> = row.frames.iter().filter(|frame| is_python(frame)).map(python_frame).collect();
+        let split = python.len().saturating_sub(self.stack.len());
+        let called: Vec<&str> = python[..split].iter().map(|(function, ..)| function.as_str()).collect();
+        row.frames[..inner].iter().any(|frame| self.has_module(frame))
+            && python[split..] == self.stack[..]
+            && called == self.inner
+            && row.truncated.is_none()
+            && wrong_end(false, row).is_none()
+            && !row.frames.iter().any(is_interpreter)
+    }
+
+    fn has_module(&self, frame: &FrameEntry) -> bool {
+        let file = frame.module.as_deref().and_then(|file| file.rsplit('/').next());
+        file.is_some_and(|file| file.contains(&self.module))
+    }
+}
+
+/// Which of the blocks have no stack that begins in their module, goes on with their Python frames and ends
+/// where the program starts.
+pub fn missing(asked: &[Asked], report: &Report) -> Vec<String> {
+    let mut found = Vec::new();
+    for block in asked {
+        let bytes: u64 = report.stacks.iter().filter(|row| block.is_in(row)).map(|row| row.alloc_bytes).sum();
+        if bytes < block.bytes {
+            let by_module = |row: &&Row| row.frames.iter().any(|frame| block.has_module(frame));
+            let mut rows: Vec<&Row> = report.stacks.iter().filter(by_module).collect();
+            rows.sort_by_key(|row| std::cmp::Reverse(row.alloc_bytes));
+            let rows = rows.iter().take(3).map(|row| {
+                format!("\n    {} bytes (truncated: {:?}): {}", row.alloc_bytes, row.truncated, all_of(row))
+            });
+            found.push(format!(
+                "{} at {}: {bytes} of {} bytes; the largest with this module are{}",
+                block.module,
+                shown(&block.stack[0]),
+                block.bytes,
+                rows.collect::<String>()
+            ));
+        }
+    }
+    found.extend(left_over(report));
+    found
+}
+
+/// The rows that show an evaluator where Python frames stand for it; the first of them in full.
+fn left_over(report: &Report) -> Vec<String> {
+    let mut found: Vec<String> = report.stacks.iter().filter_map(interpreter_left_over).collect();
+    let more = found.len().saturating_sub(5);
+    found.truncate(5);
+    if more > 0 {
+        found.push(format!("{more} more rows show the interpreter's own frames"));
+    }
+    found
+}
+
+/// Whether a native frame is one of the interpreter, for which a Python frame should stand.
+fn is_interpreter(frame: &FrameEntry) -> bool {
+    frame.kind == "native" && frame.function.as_deref().is_some_and(|name| name.starts_with("_PyEval_"))
+}
+
+fn is_python(frame: &FrameEntry) -> bool {
+    frame.kind == "python"
+}
+
+/// Of a row of whatever block: a complete stack shows no evaluator behind the first Python frame. Before it,
+/// one may be about to make the frame. A greenlet stands on the C stack of another.
+fn interpreter_left_over(row: &Row) -> Option<String> {
+    let by_greenlet =
+        |frame: &FrameEntry| frame.module.as_deref().is_some_and(|file| file.contains("_greenlet"));
+    if row.truncated.is_some() || row.frames.iter().any(by_greenlet) {
+        return None;
+    }
+    let first = row.frames.iter().position(is_python);
+    let left = row.frames.iter().enumerate().find(|(index, frame)| {
+        let evaluates = frame.name().is_some_and(|name| name.starts_with("_PyEval_EvalFrameDefault"));
+        is_interpreter(frame) && (evaluates || first.is_some_and(|first| first < *index))
+    })?;
+    Some(format!("frame {} of a complete stack is {}: {}", left.0, left.1.function.as_deref()?, all_of(row)))
+}
+
+fn wrong_with(planted: &Planted, row: &Row, interpreter: Interpreter) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if let Some(difference) = wrong_python(planted, row) {
+        wrong.push(difference);
+        // What lies between frames says nothing while the frames are wrong.
+        return wrong;
+    }
+    if row.domain != "malloc" {
+        wrong.push(format!("its domain is {}", row.domain));
+    }
+    if let Some(frame) = row.frames.iter().find(|frame| is_interpreter(frame)) {
+        wrong.push(format!("{} is shown: {}", frame.function.as_deref().unwrap_or_default(), all_of(row)));
+    }
+    let stands_alone = !planted.own && planted.below.is_none();
+    if let Some(why) = row.truncated.as_deref().filter(|_| stands_alone && !planted.deep) {
+        wrong.push(format!("it ends early ({why}): {}", all_of(row)));
+    } else if stands_alone && !planted.deep {
+        wrong.extend(wrong_end(planted.thread, row));
+    }
+    wrong.extend(planted.via.iter().filter_map(|via| wrong_via(via, row, interpreter)));
+    let between = |number: usize| frames_between(row, number).is_empty();
+    // Before 3.11 each call of a Python function is one of C as well.
+    if interpreter.minor >= 11 && !(0..planted.direct).all(between) {
+        wrong.push(format!("native frames between calls from Python to Python: {}", all_of(row)));
+    }
+    wrong
+}
+
+fn wrong_python(planted: &Planted, row: &Row) -> Option<String> {
+    let got: Vec<PythonFrame> =
+        row.frames.iter().filter(|frame| is_python(frame)).map(python_frame).collect();
+    let expected = &planted.stack;
+    let also = planted.below.iter().map(|below| [&expected[..], below].concat());
+    let mut right = std::iter::once(expected.clone()).chain(also).any(|stack| stack == got);
+    // A cut stack keeps its inner end.
+    let cut = planted.deep && row.truncated.is_some();
+    right |= cut && got.len() >= 16 && expected.starts_with(&got);
+    if right {
+        return None;
+    }
+    let same = expected.iter().zip(&got).take_while(|(one, other)| one == other).count();
+    let mut text = format!("{} of {} Python frames agree, {} shown", same, expected.len(), got.len());
+    let name = |frame: Option<&PythonFrame>| frame.map_or("none".to_owned(), shown);
+    let _ = write!(text, "; frame {same} is {}, not {}", name(expected.get(same)), name(got.get(same)));
+    let _ = write!(text, "; truncated: {:?}; all: {}", row.truncated, all_of(row));
+    Some(text)
+}
+
+/// A complete stack ends where the program starts, or the thread.
+fn wrong_end(thread: bool, row: &Row) -> Option<String> {
+    let last = row.frames.last()?;
+    let right = match (last.kind.as_str(), last.module.as_deref(), last.function.as_deref()) {
+        ("native", Some(file), _) if thread => {
+            let file = file.rsplit('/').next().unwrap_or(file);
+            file.starts_with("libc.so") || file.starts_with("libc-") || file.starts_with("ld-")
+        }
+        ("native", Some(file), function) => {
+            file.contains("/python3") && function.is_none_or(|name| name == "_start")
+        }
+        _ => false,
+    };
+    let wanted = if thread { "in libc, where a thread starts" } else { "in _start of the executable" };
+    (!right).then(|| format!("it does not end {wanted}: {}", all_of(row)))
+}
+
+fn wrong_via((number, text): &(usize, String), row: &Row, interpreter: Interpreter) -> Option<String> {
+    let between = frames_between(row, *number);
+    let holds = |part: &Option<String>| part.as_deref().is_some_and(|part| part.contains(text.as_str()));
+    let named = between.iter().any(|frame| holds(&frame.function) || holds(&frame.module));
+    // A file has its name in any case.
+    let has_symbols = text.starts_with("lib") || !interpreter.stripped;
+    let right = !between.is_empty() && (named || !has_symbols);
+    (!right).then(|| format!("no native frame of {text:?} behind Python frame {number}: {}", all_of(row)))
+}
+
+/// The native frames between a Python frame and the one that called it.
+fn frames_between(row: &Row, number: usize) -> &[FrameEntry] {
+    let mut places =
+        row.frames.iter().enumerate().filter(|(_, frame)| is_python(frame)).map(|(place, _)| place);
+    let Some(inner) = places.nth(number) else { return &[] };
+    let outer = places.next().unwrap_or(row.frames.len());
+    &row.frames[inner + 1..outer]
+}
+
+fn python_frame(frame: &FrameEntry) -> PythonFrame {
+    let text = |part: &Option<String>| part.clone().unwrap_or_else(|| "?".into());
+    (text(&frame.function), text(&frame.file), frame.line)
+}
+
+fn shown((function, file, line): &PythonFrame) -> String {
+    let file = file.rsplit('/').next().unwrap_or(file);
+    format!("{function} {file}:{}", line.map_or("?".into(), |line| line.to_string()))
+}
+
+/// All frames of a row, innermost first, in one line.
+fn all_of(row: &Row) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for frame in &row.frames {
+        parts.push(if is_python(frame) {
+            shown(&python_frame(frame))
+        } else {
+            let file = frame.module.as_deref().and_then(|file| file.rsplit('/').next()).unwrap_or("?");
+            match &frame.function {
+                Some(function) => format!("[{function}]"),
+                None => format!("[{file}+{:#x}]", frame.offset.unwrap_or(0)),
+            }
+        });
+    }
+    // A deep stack says enough by its ends.
+    if parts.len() > 60 {
+        let cut = parts.len() - 60;
+        parts.splice(40..40 + cut, [format!("… {cut} more …")]);
+    }
+    parts.join(" < ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn native(function: Option<&str>, module: &str) -> Value {
+        json!({ "kind": "native", "function": function, "file": null, "line": null, "module": module,
+                "address": "0x1", "offset": 1, "inlined": false })
+    }
+
+    fn python(function: &str, line: u32) -> Value {
+        json!({ "kind": "python", "function": function, "file": "/a.py", "line": line, "module": null,
+                "address": null, "offset": null, "inlined": false })
+    }
+
+    /// A call through `sorted`, as a report has it.
+    fn row() -> Value {
+        json!({
+            "pid": 7, "domain": "malloc", "outstanding_count": 1, "outstanding_bytes": 1000,
+            "alloc_count": 1, "alloc_bytes": 1000, "free_count": 0, "free_bytes": 0,
+            "bytes_are": "requested", "oldest_age_ms": 9, "newest_age_ms": 1, "truncated": null,
+            "frames": [
+                native(Some("_PyObject_Calloc"), "/usr/bin/python3.11"), python("key", 3),
+                native(Some("list_sort_impl"), "/usr/bin/python3.11"), python("main", 5), python("<module>", 9),
+                native(Some("Py_RunMain"), "/usr/bin/python3.11"), native(Some("_start"), "/usr/bin/python3.11")
+            ]
+        })
+    }
+
+    fn planted() -> Value {
+        json!({ "size": 1000, "via": [[0, "sort"]],
+                "stack": [["key", "/a.py", 3], ["main", "/a.py", 5], ["<module>", "/a.py", 9]] })
+    }
+
+    fn wrong(planted: Value, row: Value) -> Vec<String> {
+        let planted: Planted = serde_json::from_value(planted).unwrap();
+        let row: Row = serde_json::from_value(row).unwrap();
+        let interpreter = Interpreter { minor: 11, stripped: false };
+        wrong_with(&planted, &row, interpreter).into_iter().chain(interpreter_left_over(&row)).collect()
+    }
+
+    #[test]
+    fn a_stack_that_is_the_programs_own_is_accepted() {
+        assert_eq!(wrong(planted(), row()), [""; 0]);
+    }
+
+    #[test]
+    fn every_part_of_a_stack_is_compared() {
+        for (pointer, value) in [
+            ("/frames/1/line", json!(4)),
+            ("/frames/1/line", Value::Null),
+            ("/frames/3/function", json!("other")),
+            ("/frames/4/file", json!("/b.py")),
+            ("/frames/4/kind", json!("native")),
+            ("/frames/2/function", json!("list_append")),
+            ("/frames/2", python("key", 3)),
+            ("/frames/5/function", json!("_PyEval_EvalFrameDefault")),
+            ("/frames/6/function", json!("main")),
+            ("/frames/6/module", json!("/usr/lib/libc.so.6")),
+            ("/truncated", json!("no unwind table")),
+            ("/domain", json!("mmap")),
+        ] {
+            let mut broken = row();
+            *broken.pointer_mut(pointer).unwrap() = value;
+            assert_ne!(wrong(planted(), broken), [""; 0], "{pointer}");
+        }
+        let direct = json!({ "size": 1000, "direct": 1, "stack": planted()["stack"] });
+        assert_ne!(wrong(direct, row()), [""; 0], "C lies between");
+    }
+
+    #[test]
+    fn a_stack_that_was_cut_keeps_its_inner_end() {
+        let calls = (0..20).map(|_| python("down", 3));
+        let mut cut = row();
+        cut["frames"] = calls.collect();
+        cut["truncated"] = json!("too deep");
+        let down = |count: usize| vec![json!(["down", "/a.py", 3]); count];
+        let deep = |stack: Vec<Value>| json!({ "size": 1000, "deep": true, "stack": stack });
+        assert_eq!(wrong(deep(down(400)), cut.clone()), [""; 0]);
+        assert_ne!(wrong(deep(down(10)), cut.clone()), [""; 0], "more than there were");
+        cut["truncated"] = Value::Null;
+        assert_ne!(wrong(deep(down(400)), cut), [""; 0], "a cut stack is marked");
+    }
+
+    #[test]
+    fn a_greenlet_may_stand_on_the_stack_that_started_it() {
+        let below = json!({ "size": 1000, "stack": [["key", "/a.py", 3]],
+                            "below": [["main", "/a.py", 5], ["<module>", "/a.py", 9]] });
+        assert_eq!(wrong(below.clone(), row()), [""; 0]);
+        let mut other = below.clone();
+        other["below"][0][2] = json!(6);
+        assert_ne!(wrong(other, row()), [""; 0]);
+        let own = json!({ "size": 1000, "own": true, "stack": below["stack"] });
+        assert_ne!(wrong(own, row()), [""; 0]);
+    }
+}
