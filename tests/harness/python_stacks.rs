@@ -75,12 +75,8 @@ pub fn differences(plan: &Plan, report: &Report, interpreter: Interpreter) -> Ve
             _ => vec![format!("{} rows have one block of this size", rows.len())],
         };
         if !wrong.is_empty() {
-            found.push(format!(
-                "{} bytes at {}: {}",
-                planted.size,
-                shown(&planted.stack[0]),
-                wrong.join("; ")
-            ));
+            let place = planted.stack.first().map_or("no Python code".into(), shown);
+            found.push(format!("{} bytes at {place}: {}", planted.size, wrong.join("; ")));
         }
     }
     found.extend(left_over(report));
@@ -202,6 +198,7 @@ fn wrong_with(planted: &Planted, row: &Row, interpreter: Interpreter) -> Vec<Str
         wrong.push(format!("it ends early ({why}): {}", all_of(row)));
     } else if stands_alone && !planted.deep {
         wrong.extend(wrong_end(planted.thread, row));
+        wrong.extend(interpreter_without_a_name(planted, row, interpreter));
     }
     wrong.extend(planted.via.iter().filter_map(|via| wrong_via(via, row, interpreter)));
     let between = |number: usize| frames_between(row, number).is_empty();
@@ -210,6 +207,16 @@ fn wrong_with(planted: &Planted, row: &Row, interpreter: Interpreter) -> Vec<Str
         wrong.push(format!("native frames between calls from Python to Python: {}", all_of(row)));
     }
     wrong
+}
+
+/// Where the evaluator has no name, its frame is known by its place: from 3.11 on `PyEval_EvalCode`, which has
+/// one everywhere, called what runs the outermost Python frame.
+fn interpreter_without_a_name(planted: &Planted, row: &Row, interpreter: Interpreter) -> Option<String> {
+    let outermost = row.frames.iter().rposition(is_python)?;
+    let mut behind = row.frames[outermost + 1..].iter().filter(|frame| !frame.inlined);
+    let entered = behind.next().is_some_and(|frame| frame.name() == Some("PyEval_EvalCode"));
+    let expected = interpreter.minor >= 11 && !planted.thread;
+    (expected && !entered).then(|| format!("no PyEval_EvalCode behind the Python frames: {}", all_of(row)))
 }
 
 fn wrong_python(planted: &Planted, row: &Row) -> Option<String> {
@@ -324,7 +331,7 @@ mod tests {
             "frames": [
                 native(Some("_PyObject_Calloc"), "/usr/bin/python3.11"), python("key", 3),
                 native(Some("list_sort_impl"), "/usr/bin/python3.11"), python("main", 5), python("<module>", 9),
-                native(Some("Py_RunMain"), "/usr/bin/python3.11"), native(Some("_start"), "/usr/bin/python3.11")
+                native(Some("PyEval_EvalCode"), "/usr/bin/python3.11"), native(Some("_start"), "/usr/bin/python3.11")
             ]
         })
     }
@@ -357,6 +364,7 @@ mod tests {
             ("/frames/2/function", json!("list_append")),
             ("/frames/2", python("key", 3)),
             ("/frames/5/function", json!("_PyEval_EvalFrameDefault")),
+            ("/frames/5/function", Value::Null),
             ("/frames/6/function", json!("main")),
             ("/frames/6/module", json!("/usr/lib/libc.so.6")),
             ("/truncated", json!("no unwind table")),

@@ -83,6 +83,12 @@ def keep(block, **marks):
     PLAN.append(dict(marks, size=LAST.size + extra, stack=stack))
 
 
+def nobody(block):
+    """Keeps a block that no Python code asked for, in a thread that runs none."""
+    KEPT.append(block)
+    PLAN.append(dict(size=LAST.size, stack=[], thread=True))
+
+
 def mark():
     """Plants a block when it is time to: cases are run until the interpreter has specialised their code."""
     if State.hot:

@@ -11,7 +11,9 @@ import io
 import itertools
 import json
 import operator
+import os
 import pickle
+import queue
 import re
 import signal
 import sqlite3
@@ -19,7 +21,7 @@ import sys
 import threading
 import xml.parsers.expat
 
-from planting import keep, size
+from planting import keep, nobody, size
 
 CASES = []
 
@@ -156,6 +158,47 @@ def without_the_lock():
     [keep(unlocked_malloc(size())) for _ in range(1)]
     (lambda: keep(unlocked_malloc(size())))()
     sorted([1], key=lambda _: keep(unlocked_malloc(size()), via=[[0, "sort"]]))
+
+
+@case
+def while_another_thread_has_the_lock():
+    # getdelim waits for the pipe, and then asks for a block while Python runs in the other thread.
+    reader, writer = os.pipe()
+    line, capacity, buffer = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.create_string_buffer(1 << 16)
+    libc.fdopen.restype = ctypes.c_void_p
+    stream = ctypes.c_void_p(libc.fdopen(reader, b"r"))
+    libc.setvbuf(stream, buffer, 0, ctypes.c_size_t(len(buffer)))
+    libc.getdelim.restype = ctypes.c_ssize_t
+    libc.getdelim.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    wanted = queue.Queue()
+
+    def waits():
+        block_bytes = size()
+        wanted.put(block_bytes)
+        keep(libc.getdelim(ctypes.byref(line), ctypes.byref(capacity), 10, stream), via=[[0, ""]])
+
+    thread = threading.Thread(target=waits)
+    thread.start()
+    block_bytes = wanted.get()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    text = b"x" * (block_bytes - 2) + b"\n"
+    ctypes.PyDLL(None).write(writer, text, len(text))
+    while capacity.value != block_bytes:
+        pass
+    keep(locked_malloc(size()))
+    sys.setswitchinterval(interval)
+    thread.join()
+
+
+@case
+def a_thread_without_python():
+    # Its whole program is malloc, while the thread that waits for it has the interpreter's lock.
+    library = ctypes.PyDLL(None)
+    thread, block = ctypes.c_ulong(), ctypes.c_void_p()
+    library.pthread_create(ctypes.byref(thread), None, library.malloc, ctypes.c_void_p(size()))
+    library.pthread_join(thread, ctypes.byref(block))
+    nobody(block.value)
 
 
 COMPARE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
