@@ -25,6 +25,8 @@ pub struct Planted {
     #[serde(default)]
     deep: bool,
     #[serde(default)]
+    jit: bool,
+    #[serde(default)]
     thread: bool,
 }
 
@@ -194,9 +196,10 @@ fn wrong_with(planted: &Planted, row: &Row, interpreter: Interpreter) -> Vec<Str
         wrong.push(format!("{} is shown: {}", frame.function.as_deref().unwrap_or_default(), all_of(row)));
     }
     let stands_alone = !planted.own && planted.below.is_none();
-    if let Some(why) = row.truncated.as_deref().filter(|_| stands_alone && !planted.deep) {
+    let may_be_cut = planted.deep || planted.jit;
+    if let Some(why) = row.truncated.as_deref().filter(|_| stands_alone && !may_be_cut) {
         wrong.push(format!("it ends early ({why}): {}", all_of(row)));
-    } else if stands_alone && !planted.deep {
+    } else if stands_alone && row.truncated.is_none() {
         wrong.extend(wrong_end(planted.thread, row));
         wrong.extend(interpreter_without_a_name(planted, row, interpreter));
     }
@@ -226,8 +229,9 @@ fn wrong_python(planted: &Planted, row: &Row) -> Option<String> {
     let also = planted.below.iter().map(|below| [&expected[..], below].concat());
     let mut right = std::iter::once(expected.clone()).chain(also).any(|stack| stack == got);
     // A cut stack keeps its inner end.
-    let cut = planted.deep && row.truncated.is_some();
-    right |= cut && got.len() >= 16 && expected.starts_with(&got);
+    let least = if planted.deep { 16 } else { 1 };
+    let cut = (planted.deep || planted.jit) && row.truncated.is_some();
+    right |= cut && got.len() >= least && expected.starts_with(&got);
     if right {
         return None;
     }

@@ -22,6 +22,8 @@ pub struct Installed {
     root: Option<PathBuf>,
     /// Where its extension modules lie, if not in itself.
     modules: Option<PathBuf>,
+    /// Whether it makes machine code.
+    jit: bool,
 }
 
 /// `13` of `3.13` or `3.13.5`.
@@ -49,7 +51,7 @@ impl Installed {
         let minor = minor_of(&python.version).expect("a Python 3");
         let modules = extensions(minor);
         let name = format!("{} ({})", python.version, python.executable.display());
-        Self { name, minor, executable: python.executable.clone(), root: None, modules }
+        Self { name, minor, executable: python.executable.clone(), root: None, modules, jit: false }
     }
 
     /// Copies a directory of `targets` to where the interpreter finds it, and gives the command that runs a
@@ -73,6 +75,7 @@ impl Installed {
         let seen_from = self.root.as_deref().map(|root| copy.path().strip_prefix(root).expect("inside"));
         let path = seen_from.map_or(copy.path().to_owned(), |path| Path::new("/").join(path));
         command.arg(path.join(file)).env_remove("PYTHONHOME").env_remove("PYTHONPATH");
+        command.env("PYTHON_JIT", if self.jit { "1" } else { "0" });
         command.envs(self.modules.iter().map(|modules| ("PYTHONPATH", modules)));
         (command, copy)
     }
@@ -93,7 +96,13 @@ pub fn of_suite(suite: &str) -> Vec<Installed> {
         let Some(minor) = version.and_then(minor_of) else { continue };
         let executable = Path::new("/usr/bin").join(&name);
         let name = format!("{suite} {name}");
-        found.push(Installed { name, minor, executable, root: Some(root.clone()), modules: None });
+        let root = Some(root.clone());
+        let python = Installed { name, minor, executable, root, modules: None, jit: false };
+        found.push(python.clone());
+        // Debian builds it in from 3.14 on, switched off.
+        if minor >= 14 {
+            found.push(Installed { name: format!("{} with its JIT", python.name), jit: true, ..python });
+        }
     }
     found
 }
@@ -111,7 +120,14 @@ pub fn of_pyenv() -> Vec<Installed> {
             continue;
         };
         let modules = extensions(minor);
-        found.push(Installed { name: format!("pyenv {name}"), minor, executable, root: None, modules });
+        found.push(Installed {
+            name: format!("pyenv {name}"),
+            minor,
+            executable,
+            root: None,
+            modules,
+            jit: false,
+        });
     }
     found.sort_by_key(|python| python.minor);
     found

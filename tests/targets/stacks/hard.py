@@ -217,3 +217,45 @@ def interpreters():
     planting.PLAN.extend(row for row in rows if "size" in row)
     # It lives on, or its blocks would be freed.
     planting.KEPT.append(interpreter)
+
+
+@case
+def monitoring():
+    if not hasattr(sys, "monitoring"):
+        return skip("monitoring", "before Python 3.12")
+    events = sys.monitoring.events
+
+    def monitored():
+        return 1
+
+    def started(code, _):
+        if code is monitored.__code__:
+            keep(bytes(size()), via=[])
+
+    sys.monitoring.use_tool_id(3, "stacks")
+    sys.monitoring.register_callback(3, events.PY_START, started)
+    sys.monitoring.set_events(3, events.PY_START)
+    monitored()
+    sys.monitoring.set_events(3, 0)
+    sys.monitoring.free_tool_id(3)
+
+
+@case
+def trampolines():
+    try:
+        sys.activate_stack_trampoline("perf")
+    except (AttributeError, ValueError) as error:
+        return skip("trampolines of perf", error)
+
+    # Each call goes through machine code made at run time, of which no table tells how it is unwound.
+    def outer():
+        def inner():
+            keep(bytes(size()), jit=True)
+            sorted([1], key=lambda _: keep(bytes(size()), jit=True))
+
+        inner()
+        keep(bytes(size()), jit=True)
+
+    outer()
+    sys.deactivate_stack_trampoline()
+    os.unlink("/tmp/perf-%d.map" % os.getpid())

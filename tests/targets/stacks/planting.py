@@ -24,6 +24,7 @@ LAST = threading.local()
 
 class State:
     hot = False
+    jit = False
     sizes = itertools.count(20_000, 17)
 
 
@@ -65,7 +66,8 @@ def keep(block, **marks):
     direct  the innermost n calls are from Python to Python, without C between
     below   the frames of another Python stack on which this one stands: they may follow or not
     own     it stands on a C stack of its own (a greenlet that was switched to again)
-    deep    more frames than a tracer must walk
+    deep    more frames than a tracer must walk: it may be cut
+    jit     it leads through machine code made at run time: it may be cut there
     thread  it ends where a thread starts
     """
     if block is None:
@@ -92,7 +94,7 @@ def nobody(block):
 def mark():
     """Plants a block when it is time to: cases are run until the interpreter has specialised their code."""
     if State.hot:
-        keep(bytes(size()))
+        keep(bytes(size()), **({"jit": True} if State.jit else {}))
 
 
 def skip(what, why):
