@@ -1,6 +1,8 @@
 //! What the tests are written with.
 
+pub mod agreement;
 pub mod deadline;
+pub mod gdb;
 pub mod lock;
 pub mod memtrace;
 pub mod program;
@@ -10,6 +12,7 @@ pub mod pythons;
 pub mod report;
 pub mod rust;
 pub mod server;
+pub mod shapes;
 pub mod target;
 
 pub use lock::{Serial, as_root, serial};

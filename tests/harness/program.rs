@@ -100,7 +100,8 @@ pub fn source_path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("targets").join(file)
 }
 
-fn build_once(name: String, build: impl FnOnce(&Path)) -> PathBuf {
+/// Calls `build` for what it is to make at a path in the workshop, once per test process.
+pub(super) fn build_once(name: String, build: impl FnOnce(&Path)) -> PathBuf {
     let workshop = workshop();
     let mut built = workshop.built.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(path) = built.get(&name) {
@@ -112,7 +113,8 @@ fn build_once(name: String, build: impl FnOnce(&Path)) -> PathBuf {
     path
 }
 
-fn run_tool(command: &mut Command) {
+/// Runs a tool of the build; panics with what it says when it fails.
+pub(super) fn run_tool(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| {
         panic!("run {command:?}: {error}; `cargo xtask setup` installs what tests need")
     });

@@ -123,7 +123,8 @@ pub struct Row {
     pub newest_age_ms: Option<u64>,
     /// Innermost first.
     pub frames: Vec<FrameEntry>,
-    /// Why the stack ends early.
+    /// Why there are no more frames, where there should be.
+    #[serde(default)]
     pub truncated: Option<String>,
 }
 
@@ -142,6 +143,8 @@ pub struct FrameEntry {
     pub module: Option<String>,
     /// Offset in it.
     pub offset: Option<u64>,
+    /// Absolute address, `0x…`.
+    pub address: Option<String>,
     /// Inlined into the next frame.
     pub inlined: bool,
 }

@@ -20,6 +20,7 @@ mod python;
 mod recording;
 mod refused;
 mod safety;
+mod stacks_native;
 mod stacks_python;
 mod stopped;
 mod threads;

@@ -1,0 +1,266 @@
+//! Whether memtrace's stacks are gdb's.
+
+use super::gdb::Hit;
+use super::report::{FrameEntry, Row};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Where a frame is, whatever the addresses of the run were.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// In a file, at this offset in it.
+    InFile(String, u64),
+    /// In no file, at this address.
+    At(u64),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InFile(path, offset) => {
+                let name = path.rsplit_once('/').map_or(path.as_str(), |(_, name)| name);
+                write!(f, "{name}+{offset:#x}")
+            }
+            Self::At(addr) => write!(f, "{addr:#x}"),
+        }
+    }
+}
+
+/// Blocks of one stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Blocks {
+    count: u64,
+    bytes: u64,
+}
+
+/// What memtrace says of gdb's stacks. Counts are of distinct stacks, as gdb has them.
+#[derive(Clone, Debug, Default)]
+pub struct Agreement {
+    /// The same frames, the same blocks.
+    pub equal: usize,
+    /// The innermost of gdb's frames, and memtrace says why no more: how many end for which reason.
+    pub cut: BTreeMap<String, usize>,
+    /// One text for each stack that gdb does not have, and for each that memtrace does not.
+    pub wrong: Vec<String>,
+    /// One text for each stack that was cut.
+    pub cuts: Vec<String>,
+}
+
+type Stack = Vec<Place>;
+
+fn place_of(frame: &FrameEntry) -> Place {
+    match (&frame.module, frame.offset, &frame.address) {
+        (Some(module), Some(offset), _) => Place::InFile(module.clone(), offset),
+        (_, _, Some(addr)) => {
+            let digits = addr.strip_prefix("0x").expect("an address is hexadecimal");
+            Place::At(u64::from_str_radix(digits, 16).expect("an address"))
+        }
+        _ => panic!("a native frame has a place: {frame:?}"),
+    }
+}
+
+fn stack_of(row: &Row) -> Stack {
+    // Functions that were inlined have the place of the one they are inlined into.
+    row.frames.iter().filter(|frame| !frame.inlined).map(place_of).collect()
+}
+
+fn truth_of(hit: &Hit) -> Stack {
+    let place = |(path, at, _): &(Option<String>, u64, Option<String>)| match path {
+        Some(path) => Place::InFile(path.clone(), *at),
+        None => Place::At(*at),
+    };
+    hit.frames.iter().map(place).collect()
+}
+
+/// A stack in one line; of a long one its ends.
+fn line(stack: &[Place]) -> String {
+    let words: Vec<String> = stack.iter().map(Place::to_string).collect();
+    words.join(" < ")
+}
+
+impl Agreement {
+    /// Compares what gdb saw with what memtrace has, of the same plan.
+    ///
+    /// Equal stacks are one row in memtrace's report, so they are taken together here. Where memtrace ends
+    /// early, stacks that begin with the same frames may have become one row: it must have the blocks of all
+    /// of them.
+    pub fn between(hits: &[Hit], rows: &[Row]) -> Self {
+        let mut agreement = Self::default();
+        let mut names = BTreeMap::new();
+        let mut truth: BTreeMap<Stack, Blocks> = BTreeMap::new();
+        for hit in hits {
+            let stack = truth_of(hit);
+            for (place, (_, _, name)) in stack.iter().zip(&hit.frames) {
+                if let Some(name) = name {
+                    names.insert(place.clone(), name.clone());
+                }
+            }
+            if let Some(why) = &hit.cut {
+                agreement.wrong.push(format!("gdb: {why}: {} bytes {}", hit.bytes, line(&stack)));
+            }
+            let blocks = truth.entry(stack).or_default();
+            blocks.count += 1;
+            blocks.bytes += hit.bytes;
+        }
+        let told = truth.clone();
+        let mut rows: Vec<(Stack, Blocks, Option<&str>)> = rows
+            .iter()
+            .map(|row| {
+                let blocks = Blocks { count: row.alloc_count, bytes: row.alloc_bytes };
+                (stack_of(row), blocks, row.truncated.as_deref())
+            })
+            .collect();
+        rows.retain(|(stack, blocks, _)| {
+            let is_equal = truth.get(stack) == Some(blocks);
+            if is_equal {
+                truth.remove(stack);
+                agreement.equal += 1;
+            }
+            !is_equal
+        });
+        // Of stacks that are cut the longer one knows better which blocks are its own.
+        rows.sort_by_key(|(stack, ..)| std::cmp::Reverse(stack.len()));
+        for (stack, blocks, truncated) in rows {
+            let begins = |other: &&Stack| other.starts_with(&stack);
+            let same: Vec<Stack> = truth.keys().filter(begins).cloned().collect();
+            let sum = same.iter().map(|stack| truth[stack]).fold(Blocks::default(), |sum, blocks| Blocks {
+                count: sum.count + blocks.count,
+                bytes: sum.bytes + blocks.bytes,
+            });
+            match truncated {
+                Some(why) if !same.is_empty() && sum == blocks => {
+                    *agreement.cut.entry(why.to_owned()).or_default() += same.len();
+                    for whole in same {
+                        truth.remove(&whole);
+                        agreement.cuts.push(explain(why, blocks, &stack, Some(&whole), &names));
+                    }
+                }
+                _ => {
+                    let why = match told.get(&stack) {
+                        Some(told) => format!("where gdb has {} bytes in {}", told.bytes, told.count),
+                        None => truncated.unwrap_or("whole").to_owned(),
+                    };
+                    let likely = likeliest(&stack, blocks, &told);
+                    agreement.wrong.push(explain(&why, blocks, &stack, likely, &names));
+                }
+            }
+        }
+        for (stack, blocks) in &truth {
+            agreement.wrong.push(explain("not seen", *blocks, &[], Some(stack), &names));
+        }
+        agreement
+    }
+
+    /// Distinct stacks that gdb has.
+    pub fn all(&self) -> usize {
+        self.equal + self.cut.values().sum::<usize>() + self.wrong.len()
+    }
+
+    /// One line for a table.
+    pub fn summary(&self, name: &str) -> String {
+        let cut: Vec<String> = self.cut.iter().map(|(why, count)| format!("{count} {why}")).collect();
+        let share = 100.0 * self.equal as f64 / self.all().max(1) as f64;
+        format!(
+            "{name:<24} {:>5} equal ({share:.2} %) {:>4} wrong, cut: {}",
+            self.equal,
+            self.wrong.len(),
+            if cut.is_empty() { "none".to_owned() } else { cut.join(", ") }
+        )
+    }
+}
+
+/// The one of gdb's stacks that a wrong one may have been meant to be: of the same size.
+fn likeliest<'a>(stack: &[Place], blocks: Blocks, truth: &'a BTreeMap<Stack, Blocks>) -> Option<&'a Stack> {
+    let common = |other: &Stack| other.iter().zip(stack).take_while(|(one, other)| one == other).count();
+    let same_size = truth.iter().find(|(_, other)| **other == blocks).map(|(other, _)| other);
+    same_size.or_else(|| truth.keys().max_by_key(|other| common(other)))
+}
+
+/// Where two stacks part, with what is known of the frames around.
+fn explain(
+    why: &str,
+    blocks: Blocks,
+    got: &[Place],
+    whole: Option<&Stack>,
+    names: &BTreeMap<Place, String>,
+) -> String {
+    let name = |place: &Place| match names.get(place) {
+        Some(name) => format!("{place} ({name})"),
+        None => place.to_string(),
+    };
+    let whole = whole.map_or(&[][..], Vec::as_slice);
+    let common = got.iter().zip(whole).take_while(|(one, other)| one == other).count();
+    let some = |stack: &[Place]| {
+        let words: Vec<String> = stack.iter().take(4).map(name).collect();
+        if words.is_empty() { "end".to_owned() } else { words.join(" < ") }
+    };
+    format!(
+        "{} bytes in {}, {why}: {common} frames agree, the last {}; then memtrace has {}; gdb has {}",
+        blocks.bytes,
+        blocks.count,
+        common.checked_sub(1).map_or_else(|| "none".to_owned(), |last| name(&got[last])),
+        some(&got[common..]),
+        some(&whole[common.min(whole.len())..])
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hit(bytes: u64, frames: &[u64]) -> Hit {
+        let frames = frames.iter().map(|offset| (Some("/a".to_owned()), *offset, None)).collect();
+        Hit { function: "malloc".into(), bytes, frames, cut: None }
+    }
+
+    fn row(count: u64, bytes: u64, frames: &[u64], truncated: Option<&str>) -> Row {
+        let frame = |offset: &u64| {
+            serde_json::json!({ "kind": "native", "function": null, "file": null, "line": null, "module": "/a",
+                                "address": "0x1", "offset": offset, "inlined": false })
+        };
+        let frames: Vec<_> = frames.iter().map(frame).collect();
+        let row = serde_json::json!({
+            "pid": 1, "domain": "malloc", "outstanding_count": 0, "outstanding_bytes": 0, "alloc_count": count,
+            "alloc_bytes": bytes, "free_count": 0, "free_bytes": 0, "bytes_are": "requested",
+            "oldest_age_ms": null, "newest_age_ms": null, "frames": frames, "truncated": truncated
+        });
+        serde_json::from_value(row).unwrap()
+    }
+
+    #[test]
+    fn equal_stacks_are_taken_together() {
+        let hits = [hit(7, &[1, 2]), hit(8, &[1, 2]), hit(9, &[3])];
+        let rows = [row(2, 15, &[1, 2], None), row(1, 9, &[3], None)];
+        let agreement = Agreement::between(&hits, &rows);
+        assert_eq!((agreement.equal, agreement.all(), agreement.wrong.len()), (2, 2, 0));
+    }
+
+    #[test]
+    fn what_is_cut_has_a_reason_and_the_blocks_of_all_that_it_may_be() {
+        let hits = [hit(7, &[1, 2, 3]), hit(8, &[1, 2, 4]), hit(9, &[1, 5])];
+        let cut = row(2, 15, &[1, 2], Some("a reason"));
+        let shorter = row(1, 9, &[1], Some("another"));
+        let agreement = Agreement::between(&hits, &[cut.clone(), shorter]);
+        assert_eq!(agreement.cut, BTreeMap::from([("a reason".into(), 2), ("another".into(), 1)]));
+        assert!(agreement.wrong.is_empty(), "{:?}", agreement.wrong);
+
+        let without_reason = Row { truncated: None, ..cut.clone() };
+        assert_eq!(Agreement::between(&hits[..2], &[without_reason]).wrong.len(), 3);
+        let of_one_more = Row { alloc_count: 3, ..cut };
+        assert_eq!(Agreement::between(&hits[..2], &[of_one_more]).wrong.len(), 3);
+    }
+
+    #[test]
+    fn a_frame_that_gdb_does_not_have_is_wrong() {
+        let agreement = Agreement::between(&[hit(7, &[1, 2])], &[row(1, 7, &[1, 3, 2], Some("a reason"))]);
+        assert_eq!((agreement.equal, agreement.wrong.len()), (0, 2));
+        assert!(
+            agreement.wrong[0].contains("then memtrace has a+0x3 < a+0x2; gdb has a+0x2"),
+            "{agreement:?}"
+        );
+        let agreement = Agreement::between(&[hit(7, &[1, 2])], &[]);
+        assert_eq!(agreement.wrong.len(), 1);
+        let agreement = Agreement::between(&[], &[row(1, 7, &[1], None)]);
+        assert_eq!(agreement.wrong.len(), 1);
+    }
+}

@@ -1,0 +1,59 @@
+//! The program of `targets/shapes`, whose stacks have every shape, and its libraries.
+
+use super::program::{build_once, run_tool, source_path};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Its C sources.
+const SOURCES: [&str; 4] = ["main", "frames", "callbacks", "interrupts"];
+
+fn source(file: &str) -> PathBuf {
+    source_path(&format!("shapes/{file}"))
+}
+
+fn compiler(name: &str, flags: &[&str]) -> Command {
+    let mut command = Command::new(name);
+    command.args(["-O2", "-fomit-frame-pointer", "-Wall", "-Wextra", "-pthread"]).args(flags);
+    command
+}
+
+/// The program, stripped, without immediate binding. `label` tells builds with different `flags` apart.
+pub fn shapes(label: &str, flags: &[&str]) -> PathBuf {
+    let directory = build_once(format!("shapes-{label}"), |directory| {
+        std::fs::create_dir(directory).expect("make a directory");
+        build(directory, flags);
+    });
+    directory.join("shapes")
+}
+
+fn build(directory: &Path, flags: &[&str]) {
+    let origin = "-Wl,-rpath,$ORIGIN";
+    let library = directory.join("libshapes.so");
+    let mut cc = compiler("cc", flags);
+    cc.args(["-shared", "-fPIC", "-s", "-Wl,-soname,libshapes.so", "-o"]).arg(&library);
+    run_tool(cc.arg(source("library.c")).arg(source("library_code.S")));
+
+    let mut cc = compiler("cc", flags);
+    cc.args(["-shared", "-fPIC", "-s", "-Wl,-z,lazy", origin, "-o"]).arg(directory.join("libplugin.so"));
+    run_tool(cc.arg(source("plugin.c")).arg(&library));
+
+    let mut objects = Vec::new();
+    let mut object = |mut command: Command, file: &str| {
+        let path = directory.join(file).with_extension("o");
+        run_tool(command.arg("-c").arg(source(file)).arg("-o").arg(&path));
+        objects.push(path);
+    };
+    for name in SOURCES {
+        let mut cc = compiler("cc", flags);
+        cc.args(["-std=gnu11", "-I/usr/include/libxml2"]);
+        object(cc, &format!("{name}.c"));
+    }
+    object(compiler("cc", &[]), "code.S");
+    let mut cxx = compiler("c++", flags);
+    cxx.arg("-std=c++17");
+    object(cxx, "cxx.cc");
+
+    let mut link = Command::new("c++");
+    link.args(["-s", "-pthread", "-Wl,-z,lazy", origin, "-o"]).arg(directory.join("shapes")).args(&objects);
+    run_tool(link.arg(&library).args(["-lsqlite3", "-lxml2", "-lz"]));
+}

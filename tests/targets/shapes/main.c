@@ -1,0 +1,126 @@
+/* Walks a path for every shape and for pairs and triples of shapes. Each plants one block.
+ *
+ *   go       every shape, pairs of shapes, what C++'s library allocates for itself
+ *   deep     paths of 60, 120 and 200 shapes
+ */
+#include <stdio.h>
+
+#include "shapes.h"
+
+/* In the order of their letters: C, C++, assembly. */
+#define SHAPES(X)                                                                                        \
+    X(plain) X(alloca) X(vla) X(large) X(aligned) X(aligned_page) X(drap) X(drap_variable) X(avx)        \
+    X(avx_alloca) X(registers) X(pushed) X(tail) X(cold) X(no_return) X(jumped) X(foreign)               \
+    X(shrink_wrapped) X(recursive)                                                                       \
+    X(qsort) X(qsort_r) X(bsearch) X(tsearch) X(twalk) X(objects) X(once) X(thread) X(thread_exit)       \
+    X(thread_clean_up) X(thread_key) X(printf) X(scandir) X(file_tree) X(sqlite) X(xml) X(zlib)          \
+    X(library) X(library_sort) X(plugin) X(first_call) X(constructor) X(destructor)                      \
+    X(raise) X(raise_elsewhere) X(unblocked) X(first_instruction) X(prologue) X(body) X(epilogue)        \
+    X(return) X(red_zone) X(divide) X(loop) X(coroutine) X(coroutine_with_arguments)                     \
+    X(catch) X(catch_in_catch) X(unwinding) X(constructor_throws) X(filter_by_type) X(virtual) X(thunk)  \
+    X(virtual_thunk) X(member_pointer) X(function) X(lambda) X(sort) X(map) X(cxx_thread) X(call_once)   \
+    X(shared_pointer) X(temporaries) X(templates) X(no_exceptions)                                       \
+    X(frame_in_rbx) X(rbp_in_r12) X(frame_in_memory) X(rbp_by_expression) X(return_moved)                \
+    X(without_cfi) X(without_anything) X(fault_without_cfi)                                              \
+    X(code) X(code_without_pointer) X(code_nested)
+
+#define DECLARE(name) void shape_##name(void);
+SHAPES(DECLARE)
+
+#define POINT(name) shape_##name,
+void (*const shapes[])(void) = {SHAPES(POINT)};
+
+#define NAME(name) #name,
+static const char *const names[] = {SHAPES(NAME)};
+
+enum { SHAPE_COUNT = sizeof shapes / sizeof shapes[0], DEEPEST = 200 };
+
+const char *path;
+size_t next_bytes = FIRST_BYTES;
+
+void make_code(void);
+void plant_in_cxx(void);
+void set_handlers(void);
+
+/* Where the path is walked from; the same for each, so that stacks differ by their shapes alone. */
+NAMED void walk_path(const char *letters) {
+    size_t bytes = next_bytes;
+    path = letters;
+    FOLLOW();
+    if (path != NULL || next_bytes != bytes + 1) {
+        fprintf(stderr, "path %s was left\n", letters);
+        _exit(112);
+    }
+}
+
+static char letter(size_t shape) {
+    return (char)(FIRST_SHAPE + shape);
+}
+
+static size_t shape_of(const char *name) {
+    for (size_t shape = 0; shape < SHAPE_COUNT; shape++) {
+        if (strcmp(names[shape], name) == 0) {
+            return shape;
+        }
+    }
+    _exit(112);
+}
+
+/* Two that must not meet: what a thread does while its creator holds the dynamic linker's lock. */
+NAMED void walk_all(size_t step) {
+    char letters[4] = {0};
+    walk_path("");
+    for (size_t one = 0; one < SHAPE_COUNT; one++) {
+        letters[0] = letter(one);
+        letters[1] = 0;
+        walk_path(letters);
+        for (size_t other = one % step; other < SHAPE_COUNT; other += step) {
+            letters[1] = letter(other);
+            walk_path(letters);
+        }
+    }
+}
+
+/* Those that take little room on the stack and no thread, in turn. */
+NAMED void walk_deep(void) {
+    static const char *const small[] = {"plain",         "alloca", "recursive", "aligned", "qsort", "catch",
+                                        "frame_in_memory", "raise", "drap",    "lambda",  "library"};
+    char letters[DEEPEST + 1];
+    for (size_t depth = 5; depth <= DEEPEST; depth += depth < 60 ? 55 : depth < 120 ? 60 : 5) {
+        memset(letters, letter(shape_of("plain")), depth);
+        letters[depth] = 0;
+        walk_path(letters);
+        for (size_t i = 0; i < depth; i++) {
+            letters[i] = letter(shape_of(small[i % (sizeof small / sizeof small[0])]));
+        }
+        walk_path(letters);
+    }
+}
+
+int main(int count, char **arguments) {
+    char command[COMMAND_BYTES];
+    size_t step = count > 1 ? strtoul(arguments[1], NULL, 10) : 1;
+    make_code();
+    set_handlers();
+    if (count > 2) {
+        for (size_t shape = 0; shape < SHAPE_COUNT; shape++) {
+            printf("%c %s\n", letter(shape), names[shape]);
+        }
+        return 0;
+    }
+    answer("ready\n");
+    for (;;) {
+        next_command(command);
+        if (strcmp(command, "go") == 0) {
+            walk_all(step);
+            plant_in_cxx();
+        } else if (strcmp(command, "deep") == 0) {
+            walk_deep();
+        } else if (strcmp(command, "quit") == 0) {
+            return 0;
+        } else {
+            return 111;
+        }
+        answer("done\n");
+    }
+}
