@@ -2,8 +2,11 @@
 
 use super::gdb::Hit;
 use super::report::{FrameEntry, Row};
+use super::shapes::names_of;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
+use std::process::Command;
 
 /// Where a frame is, whatever the addresses of the run were.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,8 +45,8 @@ pub struct Agreement {
     pub cut: BTreeMap<String, usize>,
     /// One text for each stack that gdb does not have, and for each that memtrace does not.
     pub wrong: Vec<String>,
-    /// One text for each stack that was cut.
-    pub cuts: Vec<String>,
+    /// The last frame and the reason of what was cut, and how many were.
+    pub cuts: BTreeMap<String, usize>,
 }
 
 type Stack = Vec<Place>;
@@ -132,7 +135,9 @@ impl Agreement {
                     *agreement.cut.entry(why.to_owned()).or_default() += same.len();
                     for whole in same {
                         truth.remove(&whole);
-                        agreement.cuts.push(explain(why, blocks, &stack, Some(&whole), &names));
+                        let count =
+                            agreement.cuts.entry(explain_cut(why, &stack, &whole, &names)).or_default();
+                        *count += 1;
                     }
                 }
                 _ => {
@@ -176,6 +181,34 @@ fn likeliest<'a>(stack: &[Place], blocks: Blocks, truth: &'a BTreeMap<Stack, Blo
     same_size.or_else(|| truth.keys().max_by_key(|other| common(other)))
 }
 
+/// The last frame that a cut stack has, and the first that it lacks.
+fn explain_cut(why: &str, got: &[Place], whole: &Stack, names: &BTreeMap<Place, String>) -> String {
+    let last = got.last().map_or_else(|| "none".to_owned(), |last| named(last, names));
+    let next = whole.get(got.len()).map_or_else(|| "none".to_owned(), |next| named(next, names));
+    format!("{why}: the last frame is {last}, the next would be {next}")
+}
+
+fn named(place: &Place, names: &BTreeMap<Place, String>) -> String {
+    let name = names.get(place).cloned().or_else(|| match place {
+        Place::InFile(path, offset) => symbol(Path::new(path), *offset),
+        Place::At(_) => None,
+    });
+    name.map_or_else(|| place.to_string(), |name| format!("{place} ({name})"))
+}
+
+/// The function of a return address in a program of which a copy with symbols lies beside it.
+fn symbol(program: &Path, offset: u64) -> Option<String> {
+    let copy = names_of(program);
+    if !copy.exists() {
+        return None;
+    }
+    let call = format!("{:#x}", offset - 1);
+    // In these programs the code lies at the same place in the file and in memory.
+    let output = Command::new("addr2line").args(["-f", "-C", "-e"]).arg(copy).arg(call).output().ok()?;
+    let name = String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned();
+    (name != "??").then_some(name)
+}
+
 /// Where two stacks part, with what is known of the frames around.
 fn explain(
     why: &str,
@@ -184,10 +217,7 @@ fn explain(
     whole: Option<&Stack>,
     names: &BTreeMap<Place, String>,
 ) -> String {
-    let name = |place: &Place| match names.get(place) {
-        Some(name) => format!("{place} ({name})"),
-        None => place.to_string(),
-    };
+    let name = |place: &Place| named(place, names);
     let whole = whole.map_or(&[][..], Vec::as_slice);
     let common = got.iter().zip(whole).take_while(|(one, other)| one == other).count();
     let some = |stack: &[Place]| {

@@ -146,8 +146,8 @@ ENDS = (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
 
 
 class Allocation(gdb.Breakpoint):
-    def __init__(self, function):
-        super().__init__(f"*{address_of(function)}", internal=True)
+    def __init__(self, function, address):
+        super().__init__(f"*{address}", internal=True)
         self.function = function
 
     def stop(self):
@@ -165,9 +165,14 @@ class Allocation(gdb.Breakpoint):
 
 
 def place_breakpoints():
+    known = set()
     for function in FUNCTIONS:
         try:
-            Allocation(function)
+            address = address_of(function)
+            # glibc has memalign and aligned_alloc at one address.
+            if address not in known:
+                Allocation(function, address)
+            known.add(address)
         except gdb.error as error:
             print(f"no {function}: {error}")
     rules = list(known_frames())

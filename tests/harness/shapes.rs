@@ -26,6 +26,11 @@ pub fn shapes(label: &str, flags: &[&str]) -> PathBuf {
     directory.join("shapes")
 }
 
+/// The same program with its symbols, for the messages of tests.
+pub fn names_of(program: &Path) -> PathBuf {
+    program.with_extension("named")
+}
+
 fn build(directory: &Path, flags: &[&str]) {
     let origin = "-Wl,-rpath,$ORIGIN";
     let library = directory.join("libshapes.so");
@@ -53,7 +58,10 @@ fn build(directory: &Path, flags: &[&str]) {
     cxx.arg("-std=c++17");
     object(cxx, "cxx.cc");
 
+    let program = directory.join("shapes");
+    let named = names_of(&program);
     let mut link = Command::new("c++");
-    link.args(["-s", "-pthread", "-Wl,-z,lazy", origin, "-o"]).arg(directory.join("shapes")).args(&objects);
+    link.args(["-pthread", "-Wl,-z,lazy", origin, "-o"]).arg(&named).args(&objects);
     run_tool(link.arg(&library).args(["-lsqlite3", "-lxml2", "-lz"]));
+    run_tool(Command::new("strip").arg("-o").arg(&program).arg(&named));
 }

@@ -280,6 +280,10 @@ static void *load_plugin(void) {
     return plugin;
 }
 
+void keep_plugin(void) {
+    load_plugin();
+}
+
 /* Calls a function of the plugin's. */
 static void call_plugin(const char *name) {
     void *plugin = load_plugin();

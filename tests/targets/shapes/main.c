@@ -1,28 +1,37 @@
-/* Walks a path for every shape and for pairs and triples of shapes. Each plants one block.
+/* Walks a path for every shape and for pairs of shapes. Each plants one block.
  *
- *   go       every shape, pairs of shapes, what C++'s library allocates for itself
- *   deep     paths of 60, 120 and 200 shapes
+ * usage: shapes <step>: of the pairs, every <step>th
+ *   go          shapes that compilers and libraries make, and what C++'s library allocates for itself
+ *   deep        paths of many shapes: up to 200, and more frames
+ *   rare        shapes that assembly makes, and code without a file
+ *   unwalkable  frames that nothing tells how to leave
+ *   keep        loads the plugin and keeps it, which takes the way of `fresh` from it
+ *   plugin      shapes of the plugin, while it is kept
+ *   fresh       the same, loading and unloading the plugin each time
  */
 #include <stdio.h>
 
 #include "shapes.h"
 
-/* In the order of their letters: C, C++, assembly. */
-#define SHAPES(X)                                                                                        \
+/* In the order of their letters: C, C++. */
+#define COMMON(X)                                                                                        \
     X(plain) X(alloca) X(vla) X(large) X(aligned) X(aligned_page) X(drap) X(drap_variable) X(avx)        \
     X(avx_alloca) X(registers) X(pushed) X(tail) X(cold) X(no_return) X(jumped) X(foreign)               \
     X(shrink_wrapped) X(recursive)                                                                       \
     X(qsort) X(qsort_r) X(bsearch) X(tsearch) X(twalk) X(objects) X(once) X(thread) X(thread_exit)       \
     X(thread_clean_up) X(thread_key) X(printf) X(scandir) X(file_tree) X(sqlite) X(xml) X(zlib)          \
-    X(library) X(library_sort) X(plugin) X(first_call) X(constructor) X(destructor)                      \
+    X(library) X(library_sort)                                                                           \
     X(raise) X(raise_elsewhere) X(unblocked) X(first_instruction) X(prologue) X(body) X(epilogue)        \
     X(return) X(red_zone) X(divide) X(loop) X(coroutine) X(coroutine_with_arguments)                     \
     X(catch) X(catch_in_catch) X(unwinding) X(constructor_throws) X(filter_by_type) X(virtual) X(thunk)  \
     X(virtual_thunk) X(member_pointer) X(function) X(lambda) X(sort) X(map) X(cxx_thread) X(call_once)   \
-    X(shared_pointer) X(temporaries) X(templates) X(no_exceptions)                                       \
+    X(shared_pointer) X(temporaries) X(templates) X(no_exceptions)
+#define RARE(X)                                                                                          \
     X(frame_in_rbx) X(rbp_in_r12) X(frame_in_memory) X(rbp_by_expression) X(return_moved)                \
-    X(without_cfi) X(without_anything) X(fault_without_cfi)                                              \
-    X(code) X(code_without_pointer) X(code_nested)
+    X(without_cfi) X(fault_without_cfi) X(code) X(code_nested)
+#define UNWALKABLE(X) X(without_anything) X(code_without_pointer)
+#define PLUGIN(X) X(plugin) X(first_call) X(constructor) X(destructor)
+#define SHAPES(X) COMMON(X) RARE(X) UNWALKABLE(X) PLUGIN(X)
 
 #define DECLARE(name) void shape_##name(void);
 SHAPES(DECLARE)
@@ -33,11 +42,19 @@ void (*const shapes[])(void) = {SHAPES(POINT)};
 #define NAME(name) #name,
 static const char *const names[] = {SHAPES(NAME)};
 
-enum { SHAPE_COUNT = sizeof shapes / sizeof shapes[0], DEEPEST = 200 };
+#define ONE(name) +1
+enum {
+    COMMON_COUNT = 0 COMMON(ONE),
+    RARE_END = COMMON_COUNT RARE(ONE),
+    UNWALKABLE_END = RARE_END UNWALKABLE(ONE),
+    SHAPE_COUNT = UNWALKABLE_END PLUGIN(ONE),
+    DEEPEST = 200,
+};
 
 const char *path;
 size_t next_bytes = FIRST_BYTES;
 
+void keep_plugin(void);
 void make_code(void);
 void plant_in_cxx(void);
 void set_handlers(void);
@@ -66,17 +83,22 @@ static size_t shape_of(const char *name) {
     _exit(112);
 }
 
-/* Two that must not meet: what a thread does while its creator holds the dynamic linker's lock. */
-NAMED void walk_all(size_t step) {
-    char letters[4] = {0};
-    walk_path("");
-    for (size_t one = 0; one < SHAPE_COUNT; one++) {
+/* Each of the shapes, and each `step`th of its pairs with all shapes before `end`, in both orders. */
+NAMED void walk_pairs(size_t first, size_t last, size_t end, size_t step) {
+    char letters[3] = {0};
+    for (size_t one = first; one < last; one++) {
         letters[0] = letter(one);
         letters[1] = 0;
         walk_path(letters);
-        for (size_t other = one % step; other < SHAPE_COUNT; other += step) {
+        for (size_t other = one % step; other < end; other += step) {
+            letters[0] = letter(one);
             letters[1] = letter(other);
             walk_path(letters);
+            if (other < first || other >= last) {
+                letters[0] = letter(other);
+                letters[1] = letter(one);
+                walk_path(letters);
+            }
         }
     }
 }
@@ -102,20 +124,23 @@ int main(int count, char **arguments) {
     size_t step = count > 1 ? strtoul(arguments[1], NULL, 10) : 1;
     make_code();
     set_handlers();
-    if (count > 2) {
-        for (size_t shape = 0; shape < SHAPE_COUNT; shape++) {
-            printf("%c %s\n", letter(shape), names[shape]);
-        }
-        return 0;
-    }
     answer("ready\n");
     for (;;) {
         next_command(command);
         if (strcmp(command, "go") == 0) {
-            walk_all(step);
+            walk_path("");
+            walk_pairs(0, COMMON_COUNT, COMMON_COUNT, step);
             plant_in_cxx();
         } else if (strcmp(command, "deep") == 0) {
             walk_deep();
+        } else if (strcmp(command, "rare") == 0) {
+            walk_pairs(COMMON_COUNT, RARE_END, RARE_END, step);
+        } else if (strcmp(command, "unwalkable") == 0) {
+            walk_pairs(RARE_END, UNWALKABLE_END, UNWALKABLE_END, step);
+        } else if (strcmp(command, "keep") == 0) {
+            keep_plugin();
+        } else if (strcmp(command, "plugin") == 0 || strcmp(command, "fresh") == 0) {
+            walk_pairs(UNWALKABLE_END, SHAPE_COUNT, COMMON_COUNT, step);
         } else if (strcmp(command, "quit") == 0) {
             return 0;
         } else {
