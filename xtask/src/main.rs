@@ -17,6 +17,7 @@ mod process;
 mod pythons;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 #[derive(Parser)]
@@ -42,6 +43,8 @@ enum Command {
     Test(test::Args),
     /// Trace a leaking server for five seconds; leaves report and flame graph in demo/
     Demo,
+    /// Run the live tests on another kernel, in a virtual machine (root)
+    Vm(vm::Args),
     /// Measure what tracing costs, beside peers (root); writes docs/overhead.md
     Bench(bench::Args),
     /// Set up Debian's CPythons of other suites, each in a root directory, for live tests
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(args).map(succeeded),
         Command::Test(args) => test::run(args),
         Command::Demo => demo::run().map(succeeded),
+        Command::Vm(args) => vm::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Pythons(args) => pythons::run(&args).map(succeeded),
         Command::Bless => bless::run().map(succeeded),

@@ -27,6 +27,10 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("make, for the jemalloc in a Rust program of the live tests", &["make"]),
     ("keys of Debian's suites, for CPythons of other suites", &["debian-archive-keyring"]),
     ("unshare, for live tests in another mount namespace", &["util-linux"]),
+    (
+        "virtual machines for other kernels, which are fetched as packages",
+        &["qemu-system-x86", "busybox-static", "debian-archive-keyring", "xz-utils", "zstd"],
+    ),
 ];
 
 /// The linker that makes one eBPF object out of LLVM bitcode. Its features name LLVM 21 to 23.

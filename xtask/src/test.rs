@@ -3,7 +3,7 @@
 //! Cargo builds the test binaries and this file runs them, so that the live tests can run as root while
 //! cargo never does under sudo.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -24,9 +24,10 @@ mod tally;
 use runner::{Run, can_be_root};
 use tally::Tally;
 
-/// The cargo target that holds the live tests, and the variable that tells them to run.
-const LIVE: &str = "live";
-const LIVE_VARIABLE: &str = "MEMTRACE_LIVE";
+/// The cargo target that holds the live tests.
+pub const LIVE: &str = "live";
+/// Set for the live tests.
+pub const LIVE_VARIABLE: &str = "MEMTRACE_LIVE";
 
 /// The variable in which tests find the `memtrace` under test.
 pub const MEMTRACE_VARIABLE: &str = "MEMTRACE_BIN";
@@ -54,19 +55,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     say("building memtrace and the tests");
     let memtrace = cargo::build_memtrace()?;
     let (live, plain): (Vec<_>, Vec<_>) = built_tests()?.into_iter().partition(|test| test.target == LIVE);
-    let python = shared_python::make_if_missing()?;
+    let made = variables()?;
     let mut variables = vec![(MEMTRACE_VARIABLE, memtrace.as_os_str())];
-    let packages = python_packages::make_if_missing()?;
-    variables.push((python_packages::VARIABLE, packages.as_os_str()));
-    let extensions = python_extensions::make_if_missing()?;
-    variables.push((python_extensions::VARIABLE, extensions.as_os_str()));
-    let pyenv = python_extensions::pyenv_versions();
-    variables.extend(pyenv.as_ref().map(|dir| (python_extensions::PYENV_VARIABLE, dir.as_os_str())));
-    let roots = pythons::make_if_missing()?;
-    variables.push((pythons::VARIABLE, roots.as_os_str()));
-    let rust_targets = rust_targets::build()?;
-    variables.push((rust_targets::VARIABLE, rust_targets.as_os_str()));
-    variables.extend(python.as_ref().map(|python| (shared_python::VARIABLE, python.as_os_str())));
+    variables.extend(made.iter().map(|(name, value)| (*name, value.as_os_str())));
 
     let mut rows = Vec::new();
     for test in &plain {
@@ -91,6 +82,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
     }
     Ok(summarize(&rows, live_sum))
+}
+
+/// Makes what the live tests need besides memtrace, and the variables in which they look for it.
+pub fn variables() -> Result<Vec<(&'static str, OsString)>> {
+    let python = shared_python::make_if_missing()?;
+    let mut variables = vec![
+        (python_packages::VARIABLE, python_packages::make_if_missing()?.into_os_string()),
+        (python_extensions::VARIABLE, python_extensions::make_if_missing()?.into_os_string()),
+        (pythons::VARIABLE, pythons::make_if_missing()?.into_os_string()),
+        (rust_targets::VARIABLE, rust_targets::build()?.into_os_string()),
+    ];
+    let pyenv = python_extensions::pyenv_versions();
+    variables.extend(pyenv.map(|dir| (python_extensions::PYENV_VARIABLE, dir.into_os_string())));
+    variables.extend(python.map(|python| (shared_python::VARIABLE, python.into_os_string())));
+    Ok(variables)
 }
 
 /// Builds the tests of all default members.
