@@ -39,31 +39,28 @@ pub fn fetch(kernel: &Kernel) -> Result<KernelFiles> {
     if !unpacked.is_dir() {
         say(format!("fetching Linux {}", kernel.name));
         let apt = Apt::update(&kernel.archive)?;
-        let names = capture(apt.command("apt-cache").args(["pkgnames", "linux-image-"]))?;
+        let names = capture(apt.command("apt-cache").args(["pkgnames", "linux-"]))?;
         let packages = kernel.newest_packages(&names);
         let packages = packages.with_context(|| format!("{} has no Linux {}", apt.archive(), kernel.name))?;
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         apt.unpack(&packages, &unpacked)?;
     }
-    let image = only_entry(&unpacked.join("boot"), "vmlinuz-")?;
-    let release = image.file_name().and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"));
-    let release = release.context("the name of the kernel image")?.to_owned();
-    let modules = ["lib/modules", "usr/lib/modules"].map(|modules| unpacked.join(modules).join(&release));
-    let modules = modules.into_iter().find(|modules| modules.is_dir());
-    let modules = modules.with_context(|| format!("no modules of {release} in {}", unpacked.display()))?;
-    Ok(KernelFiles { release, image, modules, dir })
+    located(&unpacked, dir)
 }
 
-/// The one file of a directory whose name begins so.
-fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
-    let entries = fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))?;
-    let mut found = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
-    match (found.next(), found.next()) {
-        (Some(path), None) => Ok(path),
-        _ => bail!("{} should have one {prefix}*; delete its directory and try again", dir.display()),
-    }
+/// Finds the kernel among what was unpacked. Fails unless there is just one.
+fn located(unpacked: &Path, dir: PathBuf) -> Result<KernelFiles> {
+    let roots = ["lib/modules", "usr/lib/modules"].map(|modules| unpacked.join(modules));
+    let found = roots.iter().filter_map(|root| fs::read_dir(root).ok()).flatten().filter_map(Result::ok);
+    let [modules] = &found.map(|entry| entry.path()).collect::<Vec<_>>()[..] else {
+        bail!("{} should have the modules of one kernel; delete it and try again", unpacked.display());
+    };
+    let release = modules.file_name().and_then(|name| name.to_str()).context("the release of a kernel")?;
+    // Beside its modules from Debian 14 on.
+    let images = [unpacked.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")];
+    let image = images.into_iter().find(|image| image.is_file());
+    let image = image.with_context(|| format!("no image of {release} in {}", unpacked.display()))?;
+    Ok(KernelFiles { release: release.to_owned(), image, modules: modules.clone(), dir })
 }
 
 /// apt with sources and lists of its own: nothing of this machine's is touched but its way to the network.
@@ -190,6 +187,22 @@ mod tests {
         let text = sources(&archive, Path::new("/k.gpg"));
         assert!(text.contains("URIs: http://a/b\nSuites: one two\n"), "{text}");
         assert!(text.ends_with("Signed-By: /k.gpg\n"), "{text}");
+    }
+
+    #[test]
+    fn a_kernel_is_found_where_either_debian_puts_it() {
+        let dir = std::env::temp_dir().join(format!("memtrace-xtask-kernel-{}", std::process::id()));
+        for image in ["boot/vmlinuz-6.1.0-5", "usr/lib/modules/6.1.0-5/vmlinuz"] {
+            let (modules, image) = (dir.join("usr/lib/modules/6.1.0-5"), dir.join(image));
+            fs::create_dir_all(&modules).expect("make a directory");
+            fs::create_dir_all(dir.join("boot")).expect("make a directory");
+            fs::write(&image, "").expect("make a file");
+            let files = located(&dir, dir.clone()).expect("a kernel");
+            assert_eq!((files.release.as_str(), files.image, files.modules), ("6.1.0-5", image, modules));
+            fs::create_dir(dir.join("usr/lib/modules/6.1.0-6")).expect("make a directory");
+            assert!(located(&dir, dir.clone()).is_err(), "two kernels are one too many");
+            fs::remove_dir_all(&dir).expect("remove the directory");
+        }
     }
 
     #[test]

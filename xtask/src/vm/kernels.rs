@@ -59,7 +59,7 @@ pub const KERNELS: &[Kernel] = &[
     debian("6.1", &["bookworm"]),
     debian("6.12", &["trixie"]),
     debian("6.18", &["trixie-backports"]),
-    debian(NEWEST, &["sid"]),
+    Kernel { packages: &["linux-binary-", "linux-modules-"], ..debian(NEWEST, &["sid"]) },
 ];
 
 /// Whatever version the archive has.
@@ -119,7 +119,8 @@ mod tests {
     const NAMES: &str = "linux-image-cloud-amd64\nlinux-image-6.12.94+deb13-cloud-amd64\n\
         linux-image-6.12.107+deb13-cloud-amd64\nlinux-image-6.12.107+deb13-cloud-amd64-unsigned\n\
         linux-image-6.12.107+deb13-amd64\nlinux-image-6.1.0-50-cloud-amd64\nlinux-headers-6.12.9-cloud-amd64\n\
-        linux-image-7.2.13+deb14-cloud-amd64\n";
+        linux-image-7.2.13+deb14-cloud-amd64\nlinux-binary-7.2.13+deb14-cloud-amd64\n\
+        linux-modules-7.2.13+deb14-cloud-amd64\n";
 
     fn packages(kernel: &str, names: &str) -> Option<Vec<String>> {
         Kernel::named(kernel).expect("a known kernel").newest_packages(names)
@@ -128,7 +129,8 @@ mod tests {
     #[test]
     fn the_newest_build_is_taken_by_number() {
         assert_eq!(packages("6.12", NAMES).expect("there"), ["linux-image-6.12.107+deb13-cloud-amd64"]);
-        assert_eq!(packages("newest", NAMES).expect("there"), ["linux-image-7.2.13+deb14-cloud-amd64"]);
+        let newest = ["linux-binary-7.2.13+deb14-cloud-amd64", "linux-modules-7.2.13+deb14-cloud-amd64"];
+        assert_eq!(packages("newest", NAMES).expect("there"), newest);
     }
 
     #[test]

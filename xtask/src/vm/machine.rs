@@ -45,7 +45,9 @@ pub fn run(kernel: &KernelFiles, script: &str, memory_mib: u32, limit_s: u32) ->
     qemu.args(["-m", &memory_mib.to_string(), "-numa", "node,memdev=memory", "-object"]);
     qemu.arg(format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"));
     qemu.args(["-chardev", &format!("socket,id=files,path={}", socket.display())]);
-    qemu.args(["-device", "vhost-user-fs-pci,queue-size=1024,chardev=files,tag=host"]);
+    // Without MSI-X: Linux 6.12 takes a queue's interrupt affinity for its processors, and crashes on those that
+    // are left without a queue (`virtio_fs_map_queues`).
+    qemu.args(["-device", "vhost-user-fs-pci,queue-size=1024,vectors=0,chardev=files,tag=host"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initramfs);
     // An oops ends the machine, and so the run: without an exit status it has failed.
     qemu.args(["-append", "console=ttyS0 loglevel=5 oops=panic panic=-1"]);
