@@ -18,14 +18,14 @@ mod kernels;
 mod machine;
 
 use command::What;
-use kernels::Kernel;
+use kernels::{KERNELS, Kernel};
 
 /// Flags of `cargo xtask vm`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Which kernel, such as 6.1; `list` names them
+    /// Which kernel, such as 6.1, or `all`; `list` names them
     kernel: String,
-    /// Only `memtrace doctor` and one short trace, checked to the byte
+    /// Only `memtrace doctor` and one short trace, checked to the byte; on a kernel that is too old, that it says so
     #[arg(long, conflicts_with_all = ["run", "live_args"])]
     doctor: bool,
     /// Run this shell command in place of the live tests, with the same environment
@@ -42,14 +42,17 @@ pub struct Args {
     live_args: Vec<String>,
 }
 
-/// Boots the kernel and runs the tests there; the exit code is theirs. Fails where the kernel cannot be had,
-/// or the machine ends without one.
+/// Boots the kernel and runs the tests there; the exit code is theirs, or 1 where the kernel cannot be had, or the
+/// machine ends without one. Of several kernels it is that of the first that failed.
 pub fn run(args: Args) -> Result<ExitCode> {
     if args.kernel == "list" {
         print!("{}", kernels::list());
         return Ok(ExitCode::SUCCESS);
     }
-    let kernel = Kernel::named(&args.kernel)?;
+    let kernels = match args.kernel.as_str() {
+        ALL => KERNELS.iter().collect(),
+        name => vec![Kernel::named(name)?],
+    };
     if !is_root() {
         bail!("root is needed: the machine's root directory is shared with the guest, as root reads it");
     }
@@ -59,12 +62,27 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None if args.doctor => What::Doctor,
         None => What::Live(args.live_args),
     };
-    let files = fetch::fetch(kernel)?;
-    let script = command::script(&what)?;
-    say(format!("booting Linux {}", files.release));
-    let status = machine::run(&files, &script, args.memory, limit_s)?;
-    if status != 0 {
-        say(format!("failed on Linux {}: exit status {status}", files.release));
+    let programs = command::build(&what)?;
+    let mut ends = Vec::new();
+    for kernel in kernels {
+        // A kernel that does not boot leaves the others to be tried.
+        let end = fetch::fetch(kernel).and_then(|files| {
+            say(format!("booting Linux {}", files.release));
+            machine::run(&files, &command::script(&what, kernel, &programs)?, args.memory, limit_s)
+        });
+        if let Err(error) = &end {
+            say(format!("Linux {}: {error:#}", kernel.name));
+        }
+        ends.push((kernel.name, end.unwrap_or(1)));
     }
-    Ok(ExitCode::from(status))
+    for (name, status) in &ends {
+        say(format!(
+            "Linux {name}: {}",
+            if *status == 0 { "passed".into() } else { format!("exit status {status}") }
+        ));
+    }
+    Ok(ExitCode::from(ends.into_iter().map(|(_, status)| status).find(|status| *status != 0).unwrap_or(0)))
 }
+
+/// In place of a kernel's name: one after another.
+const ALL: &str = "all";

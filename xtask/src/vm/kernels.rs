@@ -31,6 +31,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// Where it comes from.
     pub archive: Archive,
+    /// Whether memtrace can trace there. Where not, it must say so.
+    pub is_traced: bool,
     /// How the names of its packages begin; the version follows.
     packages: &'static [&'static str],
     /// How they end. `-cloud-amd64` is Debian's kernel for virtual machines.
@@ -39,12 +41,13 @@ pub struct Kernel {
 
 const fn debian(name: &'static str, suites: &'static [&'static str]) -> Kernel {
     let archive = Archive { uri: "http://deb.debian.org/debian", suites, keys: Keys::Debian };
-    Kernel { name, archive, packages: &["linux-image-"], flavour: "-cloud-amd64" }
+    Kernel { name, archive, is_traced: true, packages: &["linux-image-"], flavour: "-cloud-amd64" }
 }
 
 /// What can be booted, oldest first.
 pub const KERNELS: &[Kernel] = &[
-    debian("5.10", &["bullseye"]),
+    // No attach cookies: `bpf_get_attach_cookie` came with 5.15.
+    Kernel { is_traced: false, ..debian("5.10", &["bullseye"]) },
     Kernel {
         name: "5.15",
         archive: Archive {
@@ -52,6 +55,7 @@ pub const KERNELS: &[Kernel] = &[
             suites: &["jammy", "jammy-updates"],
             keys: Keys::Ubuntu,
         },
+        is_traced: true,
         // The image, and its modules in a package of their own.
         packages: &["linux-image-", "linux-modules-"],
         flavour: "-generic",
