@@ -3,14 +3,14 @@
 use crate::event::Header;
 
 /// Most bytes of a name that are sent.
-pub const MAX_NAME_BYTES: usize = 256;
+pub const MAX_NAME_BYTES: usize = 256 - 8;
 /// Most bytes of a file name that are sent.
-pub const MAX_FILE_BYTES: usize = 512;
+pub const MAX_FILE_BYTES: usize = 512 - 8;
 /// Most bytes of a line table in a record of the smaller size.
-pub const SMALL_TABLE_BYTES: usize = 1232;
+pub const SMALL_TABLE_BYTES: usize = 1024 - 8;
 /// Most bytes of a line table in a record of the larger size. Of a longer table user space reads all from
 /// the process.
-pub const LARGE_TABLE_BYTES: usize = 16 * 1024;
+pub const LARGE_TABLE_BYTES: usize = 16 * 1024 - 8;
 
 /// Most bytes of a line table in a record that user space has completed, so that a recording can hold it. Of
 /// a longer table it has the beginning.

@@ -134,6 +134,8 @@ pub enum WalkEnd {
     Astray = 5,
     /// The outermost frame was reached, but not every Python frame has its place: they come last.
     PythonUnplaced = 6,
+    /// The outermost frame was reached, but some Python frames could not be read.
+    PythonUnreadable = 7,
 }
 
 impl WalkEnd {
@@ -147,6 +149,7 @@ impl WalkEnd {
             4 => Self::Unreadable,
             5 => Self::Astray,
             6 => Self::PythonUnplaced,
+            7 => Self::PythonUnreadable,
             _ => return None,
         })
     }

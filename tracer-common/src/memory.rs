@@ -7,8 +7,8 @@ pub trait ReadMemory {
     /// The 8 bytes at `addr` in the target's byte order, or `None` where they cannot be read.
     fn read_word(&self, addr: u64) -> Option<u64>;
 
-    /// Reads the `count` words at `addr` into the first ones of `to`, or says `false`. More than there is room
-    /// for are not read.
+    /// Reads the `count` words at `addr` into the first ones of `to`, or says `false`. `count` is to be less than
+    /// `N`, a power of two.
     ///
     /// The kernel side overrides it: one read of many words costs what one of a single word does.
     #[inline(always)]

@@ -36,13 +36,18 @@ pub trait Process: ReadMemory + Words {
 pub struct PythonFrames {
     /// Number of words.
     pub count: u64,
-    /// Not 0 where there were more.
+    /// Not 0 where there may be more: [`PythonFrames::TOO_MANY`] or [`PythonFrames::UNREADABLE`].
     pub is_cut: u64,
     /// The words.
     pub words: [u64; MAX_FRAMES],
 }
 
 impl PythonFrames {
+    /// There was no room for all.
+    pub const TOO_MANY: u64 = 1;
+    /// Memory could not be read, or was not what it should be.
+    pub const UNREADABLE: u64 = 2;
+
     /// Takes all out.
     #[inline(always)]
     pub fn clear(&mut self) {
@@ -208,10 +213,11 @@ impl Walk {
     #[inline(always)]
     pub fn finish(&self, python: &PythonFrames, stack: &mut Stack) {
         stack.count = self.count as u16;
-        stack.end = if self.end == WalkEnd::Complete as u64 && python.is_cut != 0 {
-            WalkEnd::TooDeep as u16
-        } else {
-            self.end as u16
+        stack.end = match python.is_cut {
+            _ if self.end != WalkEnd::Complete as u64 => self.end as u16,
+            0 => WalkEnd::Complete as u16,
+            PythonFrames::TOO_MANY => WalkEnd::TooDeep as u16,
+            _ => WalkEnd::PythonUnreadable as u16,
         };
     }
 
@@ -450,7 +456,7 @@ impl Walk {
 /// Writes one field. Of fields that are written together, the compiler would make a call of `memset` or
 /// `memcpy`, which go byte by byte in eBPF.
 #[inline(always)]
-fn put<T>(field: &mut T, value: T) {
+pub(crate) fn put<T>(field: &mut T, value: T) {
     // SAFETY: a field of a live reference.
     unsafe { core::ptr::write_volatile(field, value) };
 }

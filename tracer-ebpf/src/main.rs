@@ -4,6 +4,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "see counters")]
 
+mod code;
 mod counters;
 mod emit;
 mod lost;
@@ -11,6 +12,7 @@ mod maps;
 mod memory;
 mod probes;
 mod process;
+mod python;
 mod repeat;
 mod stack;
 mod state;

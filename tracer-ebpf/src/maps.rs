@@ -8,6 +8,7 @@ use tracer_common::config::{Config, TargetEntry};
 use tracer_common::counter::Counter;
 use tracer_common::event::Stack;
 use tracer_common::lost;
+use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
 use crate::state::ThreadState;
@@ -55,6 +56,15 @@ pub static TABLES: ArrayOfMaps<btf_maps::Array<u64, 1, INNER_MAP>, 65_536> = Arr
 /// The first entry is a [`CodeMapping::header`].
 #[btf_map]
 pub static MAPPINGS: ArrayOfMaps<btf_maps::Array<CodeMapping, 1, INNER_MAP>, 65_536> = ArrayOfMaps::new();
+
+/// What the walk must know of the interpreter of a target, by its index, written by user space.
+#[btf_map]
+pub static PYTHONS: ArrayOfMaps<btf_maps::Array<PythonLayout, 1, INNER_MAP>, 65_536> = ArrayOfMaps::new();
+
+/// The code objects that were sent, by address (see `code.rs`). One that does not fit is sent again with each
+/// new stack.
+#[map]
+pub static CODES: HashMap<u64, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// The targets by process id, written by user space.
 #[map]

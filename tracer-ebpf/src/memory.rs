@@ -20,6 +20,29 @@ pub struct Window {
     pub words: [u64; WINDOW_WORDS],
 }
 
+/// The memory of the current process, read as it is asked for.
+#[derive(Clone, Copy)]
+pub struct DirectMemory;
+
+impl ReadMemory for DirectMemory {
+    #[inline(always)]
+    fn read_word(&self, addr: u64) -> Option<u64> {
+        // SAFETY: a user read may fail; it touches no memory of ours.
+        unsafe { bpf_probe_read_user(addr as *const u64) }.ok()
+    }
+
+    #[inline(always)]
+    fn read_words<const N: usize>(&self, addr: u64, count: u32, to: &mut [u64; N]) -> bool {
+        const { assert!(N.is_power_of_two()) };
+        // A bound that the verifier sees. Nobody asks for all the words that there is room for.
+        let bytes = (count & (N as u32 - 1)) * 8;
+        // SAFETY: a user read may fail; it writes fewer words than there are.
+        unsafe {
+            bytes != 0 && generated::bpf_probe_read_user((&raw mut *to).cast(), bytes, addr as *const _) == 0
+        }
+    }
+}
+
 /// No window begins there: user addresses are lower, and so are those behind it by less than its size.
 const NOWHERE: u64 = 1 << 63;
 

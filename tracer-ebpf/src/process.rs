@@ -1,10 +1,13 @@
 //! The current process, as a walk sees it.
 
+use core::ptr;
+
 use tracer_common::memory::ReadMemory;
 use tracer_common::native::Process;
+use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::{CodeMapping, Words};
 
-use crate::maps::{MAPPINGS, TABLES};
+use crate::maps::{MAPPINGS, PYTHONS, TABLES};
 use crate::memory::UserMemory;
 use crate::task;
 
@@ -17,6 +20,8 @@ pub struct Current {
     pub target: u32,
     /// Number of its executable mappings.
     pub mapping_count: u32,
+    /// What is known of its interpreter; null where it has none.
+    pub python: *const PythonLayout,
 }
 
 impl Current {
@@ -25,11 +30,20 @@ impl Current {
     #[inline(always)]
     pub fn new(memory: UserMemory, target: u16, image: u8) -> Self {
         let target = u32::from(target);
-        let mapping_count = match MAPPINGS.get_value(target, &0) {
-            Some(header) if header.image == u32::from(image) => header.table,
-            _ => 0,
+        let (mapping_count, python) = match MAPPINGS.get_value(target, &0) {
+            Some(header) if header.image == u32::from(image) => {
+                (header.table, PYTHONS.get_value(target, &0).map_or(ptr::null(), ptr::from_ref))
+            }
+            _ => (0, ptr::null()),
         };
-        Self { memory, target, mapping_count }
+        Self { memory, target, mapping_count, python }
+    }
+
+    /// What is known of its interpreter.
+    #[inline(always)]
+    pub fn python(&self) -> Option<&'static PythonLayout> {
+        // SAFETY: a value of a map that lives as long as the program runs, or null.
+        unsafe { self.python.as_ref() }
     }
 }
 
@@ -65,7 +79,8 @@ impl Process for Current {
     }
 
     #[inline(always)]
-    fn is_evaluator(&self, _addr: u64) -> bool {
-        false
+    fn is_evaluator(&self, addr: u64) -> bool {
+        let Some(layout) = self.python() else { return false };
+        layout.eval.iter().any(|range| addr >= range.start_addr && addr < range.end_addr)
     }
 }

@@ -10,6 +10,7 @@ use tracer_common::counter::Counter;
 use tracer_common::event::{Kind, MAX_FRAMES, NO_STACK, Stack, stack_id};
 use tracer_common::native::{MAX_STEPS, Registers};
 use tracer_common::probe::Cookie;
+use tracer_common::python::PythonLayout;
 
 use crate::counters::count;
 use crate::emit::{emit_stack, header};
@@ -18,6 +19,7 @@ use crate::memory::UserMemory;
 use crate::process::Current;
 use crate::repeat::repeat;
 use crate::state::ThreadState;
+use crate::{code, python};
 
 /// Different stacks may share a hash: ids tried before giving up.
 const ID_ATTEMPTS: u64 = 4;
@@ -45,16 +47,25 @@ pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, st
     memory.forget();
     let process = Current::new(memory, cookie.target(), state.stack.stack.image);
     state.python.clear();
+    state.stack.stack.codes = 0;
+    if let Some(layout) = process.python() {
+        python::take(layout, state);
+    }
     state.walk.begin(&process, at_entry, &state.python);
     repeat(MAX_STEPS, step, &mut Walking { state: &raw mut *state, process });
     state.walk.finish(&state.python, &mut state.stack.stack);
-    state.stack_id = intern(context, cookie, state);
+    state.stack_id = intern(context, cookie, process.python(), state);
 }
 
 /// The id of the stack in `state`. Its record is in the ring before any record that names it: a thread that
 /// finds the stack in the map, but not yet sent by the thread that put it there, sends it as well.
 #[inline(always)]
-fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) -> u64 {
+fn intern<C: EbpfContext>(
+    context: &C,
+    cookie: Cookie,
+    python: Option<&PythonLayout>,
+    state: &mut ThreadState,
+) -> u64 {
     let hash = state.walk.hash() ^ state.stack.stack.codes;
     for attempt in 0..ID_ATTEMPTS {
         let id = stack_id(cookie.target(), state.stack.stack.image, hash.wrapping_add(attempt));
@@ -85,7 +96,8 @@ fn intern<C: EbpfContext>(context: &C, cookie: Cookie, state: &mut ThreadState) 
         if unsafe { read_volatile(is_sent) } == 0 {
             state.stack.header = header(Kind::Stack, cookie);
             state.stack.id = id;
-            if !emit_stack(&state.stack) {
+            let has_codes = python.is_none_or(|layout| code::send_new(cookie, layout, state));
+            if !has_codes || !emit_stack(&state.stack) {
                 // The next allocation with this stack tries again.
                 count(Counter::StackLost);
                 return NO_STACK;

@@ -2,6 +2,7 @@
 
 use tracer_common::event::StackRecord;
 use tracer_common::native::{PythonFrames, Walk};
+use tracer_common::python::{CodeWords, PythonCursor};
 
 use crate::memory::Window;
 
@@ -30,12 +31,18 @@ pub struct ThreadState {
     pub begin_lost: u64,
     /// Not 0 where the call puts a mapping in the place of what may lie there (`MAP_FIXED`).
     pub covers: u64,
+    /// The thread's pointer to itself; 0 until it is asked for.
+    pub fs_base: u64,
     /// The stack being taken. Not in per-CPU memory: these programs can be preempted by one another.
     pub stack: StackRecord,
     /// The walk that takes it.
     pub walk: Walk,
     /// The Python frames that it puts in.
     pub python: PythonFrames,
+    /// The walk that takes these.
+    pub cursor: PythonCursor,
+    /// The code object that is being sent.
+    pub code_words: CodeWords,
     /// The part of the thread's stack that was read last.
     pub window: Window,
 }

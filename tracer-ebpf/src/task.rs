@@ -13,6 +13,17 @@ fn kernel_word(addr: u64) -> Option<u64> {
     unsafe { bpf_probe_read_kernel(addr as *const u64) }.ok()
 }
 
+/// The current thread's pointer to itself, the base of its `fs` segment; 0 where that cannot be read.
+pub fn fs_base() -> u64 {
+    let offset = config().task.fs_base;
+    if offset == 0 {
+        return 0;
+    }
+    // SAFETY: the helper takes no pointers.
+    let task = unsafe { bpf_get_current_task() };
+    kernel_word(task.wrapping_add(offset)).unwrap_or(0)
+}
+
 /// What `orig_ret_vaddr` the pending return probe has that took the return address at `slot_addr`. Of several
 /// probes on one function only the first found the address, the others found `trampoline`.
 #[inline(always)]

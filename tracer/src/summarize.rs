@@ -256,5 +256,6 @@ fn truncation(end: WalkEnd) -> Option<&'static str> {
         WalkEnd::Unreadable => "the stack could not be read",
         WalkEnd::Astray => "the unwind information leads nowhere",
         WalkEnd::PythonUnplaced => "the places of some Python frames are not known: they come last",
+        WalkEnd::PythonUnreadable => "some Python frames could not be read",
     })
 }

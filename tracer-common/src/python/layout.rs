@@ -113,7 +113,7 @@ impl ThreadLayout {
 pub struct FrameLayout {
     /// Offset in the struct of the first byte that is read.
     pub read_from: u16,
-    /// How many words are read, at most 16.
+    /// How many words are read, fewer than 16.
     pub read_words: u16,
     /// The caller's frame.
     pub previous: u16,
@@ -141,7 +141,7 @@ pub struct FrameLayout {
 pub struct CodeLayout {
     /// Offset in the struct of the first byte that is read.
     pub read_from: u16,
-    /// How many words are read, at most 32.
+    /// How many words are read, fewer than 32.
     pub read_words: u16,
     /// `ob_type`
     pub ob_type: u16,

@@ -7,6 +7,7 @@
 
 use super::{Flavor, PythonCursor, PythonLayout, PythonStep, ThreadLayout, ThreadStorage};
 use crate::memory::ReadMemory;
+use crate::native::put;
 
 /// Most thread states and interpreters that are looked at to find the other states of a thread.
 const MAX_LOOKS: u32 = 64;
@@ -24,12 +25,12 @@ impl PythonCursor {
     #[inline(always)]
     pub fn start(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, fs_base: u64) -> bool {
         self.fs_base = fs_base;
-        self.frame = 0;
-        self.base_frame = 0;
-        self.is_run_over = 0;
-        self.next_thread = 0;
-        self.next_interpreter = 0;
-        self.looks_left = 0;
+        put(&mut self.frame, 0);
+        put(&mut self.base_frame, 0);
+        put(&mut self.is_run_over, 0);
+        put(&mut self.next_thread, 0);
+        put(&mut self.next_interpreter, 0);
+        put(&mut self.looks_left, 0);
         let mut attached = 0;
         if layout.attached_tls_offset != 0 {
             attached = word_of_thread(memory, fs_base, layout.attached_tls_offset);
@@ -118,7 +119,7 @@ impl PythonCursor {
     /// Notes the first of several interpreters. The newest is the first, and the main one the last.
     #[inline(always)]
     fn look_for_interpreters(&mut self, memory: &impl ReadMemory, layout: &PythonLayout) {
-        let mut head_and_main = [0; 2];
+        let mut head_and_main = [0; 4];
         if memory.read_words(layout.interpreters_addr, 2, &mut head_and_main)
             && head_and_main[0] != head_and_main[1]
         {

@@ -11,6 +11,7 @@ use tracer_common::config::{Config, TargetEntry};
 use tracer_common::counter::Counter;
 use tracer_common::event::{Stack, stack_is_of_earlier_image};
 use tracer_common::native::MAX_MAPPINGS;
+use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
 use super::lost::LostFrees;
@@ -113,6 +114,7 @@ pub struct Kernel {
     stacks: HashMap<MapData, u64, StackBytes>,
     tables: MapData,
     mappings: MapData,
+    pythons: MapData,
     lost_frees: LostFrees,
 }
 
@@ -146,8 +148,21 @@ impl Kernel {
         let stacks = hash_map(&mut ebpf, "STACKS")?;
         let tables = array_of_maps(&mut ebpf, "TABLES")?;
         let mappings = array_of_maps(&mut ebpf, "MAPPINGS")?;
+        let pythons = array_of_maps(&mut ebpf, "PYTHONS")?;
         let lost_frees = LostFrees::new(array(&mut ebpf, "LOST_FREES")?).map_err(KernelError::LostFrees)?;
-        Ok(Self { ebpf, multi, targets, images, counters, hits, stacks, tables, mappings, lost_frees })
+        Ok(Self {
+            ebpf,
+            multi,
+            targets,
+            images,
+            counters,
+            hits,
+            stacks,
+            tables,
+            mappings,
+            pythons,
+            lost_frees,
+        })
     }
 
     /// From now on the targets' threads, forks and `exec`s are watched.
@@ -286,6 +301,16 @@ impl Kernel {
         entries.extend_from_slice(mappings);
         inner_map::put(self.mappings.fd().as_fd(), target.into(), &entries)
             .map_err(|source| KernelError::Table { words: size_of_val(&*entries) / 8, source })
+    }
+
+    /// Says what the interpreter of target number `target` looks like, or that it has none any more: then the
+    /// layout is one without threads.
+    ///
+    /// # Errors
+    /// When the kernel has no room.
+    pub fn put_python(&mut self, target: u16, layout: &PythonLayout) -> Result<(), KernelError> {
+        inner_map::put(self.pythons.fd().as_fd(), target.into(), std::slice::from_ref(layout))
+            .map_err(|source| KernelError::Table { words: size_of::<PythonLayout>() / 8, source })
     }
 
     /// Target number `target` has ended.

@@ -2,6 +2,7 @@
 
 use tracer_common::config::TargetEntry;
 use tracer_common::probe::Domain;
+use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
 use super::modules::ModuleTable;
@@ -11,7 +12,7 @@ use crate::model::{Event, Mapping};
 use crate::probes::attach::{Attachee, Links};
 use crate::probes::hooks::Purpose;
 use crate::probes::kernel::Kernel;
-use crate::target::Target;
+use crate::target::{PythonUnknown, Target};
 use crate::trace::Trace;
 
 /// What the targets of a session share: files that are mapped by several are read once.
@@ -45,6 +46,8 @@ pub struct Traced {
     pub mappings: Vec<Mapping>,
     /// What the kernel side was told of them, and of which image.
     placed: Option<(Vec<CodeMapping>, u8)>,
+    /// What it was told of the interpreter.
+    python: Option<PythonLayout>,
     own_pages: OwnPages,
     /// What the kernel side was told of the process.
     entry: Option<TargetEntry>,
@@ -64,6 +67,7 @@ impl Traced {
             has_ended: false,
             mappings: Vec::new(),
             placed: None,
+            python: None,
             own_pages: OwnPages::default(),
             entry: None,
         }
@@ -83,6 +87,7 @@ impl Traced {
         self.mappings = shared.modules.renumber(&self.target.mappings);
         self.own_pages.learn(&self.target, &mut shared.modules);
         let mut notes = self.place_code(kernel, shared);
+        notes.extend(self.place_python(kernel));
         let sites: Vec<_> = self
             .target
             .sites
@@ -126,6 +131,24 @@ impl Traced {
             self.placed = Some(placed);
         }
         notes
+    }
+
+    /// Tells the kernel side where the interpreter keeps its frames. One that is about to start is asked again
+    /// when the mappings change.
+    fn place_python(&mut self, kernel: &mut Kernel) -> Option<String> {
+        let layout = match self.target.python_layout() {
+            Ok(layout) => layout,
+            Err(PythonUnknown::NoPython) => PythonLayout::default(),
+            Err(unknown) => {
+                return (!unknown.may_become_known()).then(|| format!("no Python frames: {unknown}"));
+            }
+        };
+        if self.python.unwrap_or_default() == layout {
+            return None;
+        }
+        self.python = Some(layout);
+        let told = kernel.put_python(self.index, &layout);
+        told.err().map(|error| format!("no Python frames: {:#}", anyhow::Error::from(error)))
     }
 
     /// Reads the target's mappings again and instruments what is new; tells whether they have changed. A
