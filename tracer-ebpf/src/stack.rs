@@ -94,9 +94,10 @@ fn intern<C: EbpfContext>(
         let is_sent = unsafe { &raw mut (*known).is_sent };
         // SAFETY: as above.
         if unsafe { read_volatile(is_sent) } == 0 {
+            let has_codes = python.is_none_or(|layout| code::send_new(cookie, layout, state));
+            // Stamped behind the code objects that it names.
             state.stack.header = header(Kind::Stack, cookie);
             state.stack.id = id;
-            let has_codes = python.is_none_or(|layout| code::send_new(cookie, layout, state));
             if !has_codes || !emit_stack(&state.stack) {
                 // The next allocation with this stack tries again.
                 count(Counter::StackLost);
