@@ -18,6 +18,7 @@ pub mod launch;
 pub mod preflight;
 pub mod target;
 
+pub mod debuginfo;
 pub mod probes;
 pub mod unwind;
 

@@ -15,7 +15,7 @@ use blazesym::symbolize::{
     source::{Elf, Source},
 };
 
-use super::{debug_file, mini_debug::MiniDebugInfo, module_file::ModuleFile};
+use crate::debuginfo::{MiniDebugInfo, ModuleFile, debug_file};
 use crate::model::{CodeAddr, Frame, FrameKind};
 
 /// Why a module's names are missing or less than its files promise.

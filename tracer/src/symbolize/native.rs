@@ -7,11 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    debug_file,
-    lookup::{Site, look_up, unnamed},
-    module_file::{ModuleFile, ModuleFileError, open_regular, verify_build_id},
-};
+use super::lookup::{Site, look_up, unnamed};
+use crate::debuginfo::{ModuleFile, ModuleFileError, debug_file, open_regular, verify_build_id};
 use crate::model::{CodeAddr, Frame, Module};
 
 /// Names code addresses, and remembers the names.

@@ -9,7 +9,7 @@ use object::{Object as _, ObjectSection as _};
 
 use self::program::{C_SOURCE, CPP_SOURCE, Program, module, run};
 use super::*;
-use crate::{model::FrameKind, symbolize::module_file::hexadecimal};
+use crate::{debuginfo::hexadecimal, model::FrameKind};
 
 fn functions(frames: &[Frame]) -> Vec<Option<&str>> {
     frames.iter().map(|frame| frame.function.as_deref()).collect()

@@ -1,5 +1,5 @@
-//! What naming must know of a module's file before blazesym reads it: where its code is loaded, its
-//! build id, and where its debug information is.
+//! What must be known of a module's file before its debug information is read: where its code is loaded,
+//! its build id, and where its debug information is.
 
 use std::{
     fs::{File, OpenOptions},
@@ -72,7 +72,7 @@ struct CodeSegment {
 
 /// Reference from a stripped file to its debug file: section `.gnu_debuglink`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DebugLink {
+pub struct DebugLink {
     /// File name without directories.
     pub name: String,
     /// CRC-32 of the debug file.
@@ -81,7 +81,7 @@ pub(super) struct DebugLink {
 
 /// The facts of a module's file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ModuleFile {
+pub struct ModuleFile {
     /// GNU build id, raw bytes.
     pub build_id: Option<Vec<u8>>,
     /// Whether the file has DWARF of its own that can be read.
@@ -229,7 +229,7 @@ fn is_readable_when_compressed<'data>(
 }
 
 /// Opens the regular file at `path` for reading. Never waits, also when it has become a pipe.
-pub(super) fn open_regular(path: &Path) -> Result<File, ModuleFileError> {
+pub fn open_regular(path: &Path) -> Result<File, ModuleFileError> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(ModuleFileError::NotRegular) }
 }
@@ -244,6 +244,6 @@ pub fn verify_build_id(file: &File, expected: &str) -> Result<(), ModuleFileErro
 }
 
 /// `bytes` in lower-case hexadecimal.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -22,7 +22,7 @@ const MAX_DICTIONARY_KIB: u32 = 128 << 10;
 
 /// Where the section `.gnu_debugdata` of a module is, in bytes of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MiniDebugInfo {
+pub struct MiniDebugInfo {
     /// First byte of the packed file.
     pub offset: u64,
     /// Length of the packed file.

@@ -12,11 +12,11 @@ use std::{
 use super::module_file::{DebugLink, ModuleFile, hexadecimal, open_regular};
 
 /// Where distributions put split debug information.
-pub(super) const DEBUG_DIRS: &[&str] = &["/usr/lib/debug"];
+pub const DEBUG_DIRS: &[&str] = &["/usr/lib/debug"];
 
 /// The debug file of the module at `path` with the facts `of`, if one is in `debug_dirs` or beside the
 /// module and is proven to belong to it. `path` is only used to form other paths.
-pub(super) fn find(path: &str, of: &ModuleFile, debug_dirs: &[PathBuf]) -> Option<PathBuf> {
+pub fn find(path: &str, of: &ModuleFile, debug_dirs: &[PathBuf]) -> Option<PathBuf> {
     let by_id = of.build_id.as_deref().into_iter().flat_map(|id| by_build_id(id, debug_dirs));
     let by_name =
         of.debug_link.as_ref().into_iter().flat_map(|link| by_debug_link(Path::new(path), link, debug_dirs));
