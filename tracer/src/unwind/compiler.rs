@@ -24,10 +24,27 @@ const SIGNAL_RETURNS: [&[u8]; 2] =
 /// A file has one such place, or a few. So many are believed.
 const MAX_SIGNAL_RETURNS: usize = 64;
 
-/// The table of `image`.
-pub(super) fn compile(image: &Image<'_>) -> Result<Table, UnwindError> {
+/// Bytes of code without a description from which on it is looked for elsewhere. Any library has some
+/// hundred, which come with the compiler and hardly call anything.
+const WORTH_A_SEARCH_BYTES: u64 = 1 << 10;
+
+/// Bytes between two functions that may be there to align the second.
+const MAX_PADDING_BYTES: u64 = 63;
+
+/// The table of `image`. `elsewhere` finds a `.debug_frame` in other places; it is asked when the image has
+/// none and leaves much of its code undescribed.
+pub(super) fn compile(
+    image: &Image<'_>,
+    elsewhere: impl FnOnce() -> Option<Vec<u8>>,
+) -> Result<Table, UnwindError> {
+    let found: Vec<u8>;
     let mut tables = Tables::new(image.eh_frame, &image.debug_frame);
-    let functions = tables.functions(image);
+    let mut functions = tables.functions(image);
+    if image.debug_frame.is_empty() && undescribed_bytes(image, &functions) >= WORTH_A_SEARCH_BYTES {
+        found = elsewhere().unwrap_or_default();
+        tables = Tables::new(image.eh_frame, &found);
+        functions = tables.functions(image);
+    }
     let mut compiler = Compiler {
         tables: &tables,
         context: UnwindContext::new(),
@@ -44,6 +61,12 @@ pub(super) fn compile(image: &Image<'_>) -> Result<Table, UnwindError> {
         compiler.signal_returns(segment);
     }
     compiler.rows.into_table(compiler.wide)
+}
+
+/// Bytes of code that none of `functions` covers.
+fn undescribed_bytes(image: &Image<'_>, functions: &[Function]) -> u64 {
+    let gaps = image.segments().iter().flat_map(|segment| image.code_without_tables(segment, functions));
+    gaps.map(|gap| gap.end - gap.start).filter(|bytes| *bytes > MAX_PADDING_BYTES).sum()
 }
 
 struct Compiler<'t, 'a> {

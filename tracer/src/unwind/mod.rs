@@ -13,6 +13,9 @@
 //! | `rule.rs` | one row of unwind information as a rule |
 //! | `compiler.rs` | the rules of all code, in the order of the file |
 //! | `rows.rs` | rules by offset as the words of a table |
+//! | `elsewhere.rs` | unwind information that is split off the file, or packed in it |
+//! | `vdso.rs` | the code that the kernel maps into every process |
+//! | `cache.rs` | tables that were compiled before |
 //! | `calls.rs` | instructions in a range of code |
 //! | `entry.rs` | the first code of a program, where nothing describes it |
 //! | `frame_pointers.rs` | other code that nothing describes |
@@ -20,8 +23,10 @@
 //! The input may be damaged in any way: what can still be read gives rows, and the work is bounded by the
 //! length of the file, since no byte of code is decoded more than twice.
 
+pub mod cache;
 mod calls;
 mod compiler;
+mod elsewhere;
 mod entries;
 mod entry;
 mod frame_pointers;
@@ -30,9 +35,12 @@ mod image;
 mod packed;
 mod rows;
 mod rule;
+pub mod vdso;
 
 #[cfg(test)]
 mod tests;
+
+use std::fs::File;
 
 use tracer_common::unwind_table::Geometry;
 
@@ -62,6 +70,9 @@ pub enum UnwindError {
     /// There is nothing that could be executed, as in a file of debug information only.
     #[error("ELF file holds no executable segment: look for the file that the process has mapped")]
     NoCode,
+    /// The file cannot be read.
+    #[error("cannot read the file; run with the rights to read it")]
+    Unreadable(#[from] std::io::Error),
     /// A table counts its words in 32 bits.
     #[error("ELF file has more rows of unwind information than a table can hold")]
     TooLarge,
@@ -80,5 +91,10 @@ pub fn compile(elf: &[u8], debug: Option<&[u8]>) -> Result<Table, UnwindError> {
     if let (true, Some(debug)) = (image.debug_frame.is_empty(), debug) {
         image.debug_frame = image::debug_frame(debug);
     }
-    compiler::compile(&image)
+    compiler::compile(&image, || None)
+}
+
+/// The unwind table of `file` with the bytes `elf`, by all unwind information that there is for it.
+fn compile_file(file: &File, elf: &[u8]) -> Result<Table, UnwindError> {
+    compiler::compile(&Image::parse(elf)?, || elsewhere::debug_frame(file))
 }

@@ -1,6 +1,8 @@
 //! Tests over programs built for the purpose, and over damaged copies of them.
 
+mod assembly;
 mod damage;
+mod memory_image;
 mod tables;
 mod truth;
 
@@ -9,7 +11,7 @@ use std::process::Command;
 
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSymbol};
-use tracer_common::unwind_table::{CodeMapping, Rule, Words, rule_at};
+use tracer_common::unwind_table::{Base, CodeMapping, Rule, Words, rule_at};
 
 use super::Table;
 use super::image::Image;
@@ -96,4 +98,9 @@ impl<'a> Lookup<'a> {
         };
         rule_at(self, &mapping, Self::ADDR + offset)
     }
+}
+
+/// A rule with distances that fit.
+fn rule(base: Base, cfa_offset: i64, rbp_offset: i64) -> Rule {
+    Rule::new(base, cfa_offset, rbp_offset).unwrap()
 }

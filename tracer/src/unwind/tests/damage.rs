@@ -2,7 +2,8 @@
 
 use super::super::compile;
 use super::super::image::Image;
-use super::tables::{assembled, assert_sound};
+use super::assembly::assembled;
+use super::tables::assert_sound;
 use super::{built, without_section_headers};
 
 const PROGRAM: &str = "
