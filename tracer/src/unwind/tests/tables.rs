@@ -306,6 +306,60 @@ fn code_with_frame_pointers_needs_no_table() {
 }
 
 #[test]
+fn a_frame_pointer_counts_to_the_end_of_its_function() {
+    // First what GCC's own start files run when a library is unloaded.
+    let source = "
+        cmpb    $0, 64(%rip)
+        jne     1f
+        push    %rbp
+        cmpq    $0, 64(%rip)
+        mov     %rsp, %rbp
+        je      2f
+        call    *%rax
+    r_framed:
+    2:  call    *%rcx
+    r_behind_a_jump:
+        pop     %rbp
+        ret
+        nop
+    1:  ret
+        test    %rdi, %rdi
+        je      3f
+        push    %rbx
+        call    *%rax
+    r_wrapped:
+        pop     %rbx
+    3:  ret
+        push    %rbp
+        mov     %rsp, %rbp
+        jmp     *8(,%rdi,8)
+        call    *%rax
+    r_case:
+        jmp     4f
+        hlt
+    4:  call    *%rax
+    r_joined:
+        leave
+        jmp     *%rcx
+        sub     $8, %rsp
+        call    *%rax
+    r_other:
+        ret
+    ";
+    let rules = rules_by_label(&built("frames.s", source, &["-shared", "-nostdlib"]));
+    let framed = rule(Base::Rbp, 16, -16);
+    let expected = [
+        ("r_framed", framed),
+        ("r_behind_a_jump", framed),
+        ("r_wrapped", Rule::NONE),
+        ("r_case", framed),
+        ("r_joined", framed),
+        ("r_other", Rule::NONE),
+    ];
+    assert_eq!(rules, HashMap::from(expected.map(|(label, rule)| (label.to_owned(), rule))));
+}
+
+#[test]
 fn what_is_no_x86_64_program_is_refused() {
     assert!(matches!(compile(b"#!/bin/sh\n", None), Err(UnwindError::NotElf(_))));
     let mut elf = assembled("");
