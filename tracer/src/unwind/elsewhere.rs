@@ -8,13 +8,12 @@ use memmap2::Mmap;
 use super::image;
 use crate::debuginfo::{ModuleFile, debug_file, open_regular};
 
-/// The section `.debug_frame` of the debug file that belongs to `file` by its build id, or else that of the
-/// file that is packed in `file`.
-pub(super) fn debug_frame(file: &File) -> Option<Vec<u8>> {
+/// The section `.debug_frame` of the debug file in `debug_dirs` that belongs to `file` by its build id, or else
+/// that of the file that is packed in `file`.
+pub(super) fn debug_frame(file: &File, debug_dirs: &[PathBuf]) -> Option<Vec<u8>> {
     let facts = ModuleFile::read(file).ok()?;
-    let dirs: Vec<PathBuf> = debug_file::DEBUG_DIRS.iter().map(PathBuf::from).collect();
     // Without a path, so that only the build id counts.
-    let apart = debug_file::find("", &facts, &dirs).and_then(|path| open_regular(&path).ok());
+    let apart = debug_file::find("", &facts, debug_dirs).and_then(|path| open_regular(&path).ok());
     apart.and_then(|apart| debug_frame_in(&apart)).or_else(|| {
         let packed = facts.mini_debug_info.as_ref()?;
         debug_frame_in(&packed.unpack(file).ok()?)

@@ -41,9 +41,11 @@ pub mod vdso;
 mod tests;
 
 use std::fs::File;
+use std::path::PathBuf;
 
 use tracer_common::unwind_table::Geometry;
 
+use crate::debuginfo::debug_file::DEBUG_DIRS;
 use image::Image;
 
 /// How to step to the caller from every address of a file's code.
@@ -96,5 +98,8 @@ pub fn compile(elf: &[u8], debug: Option<&[u8]>) -> Result<Table, UnwindError> {
 
 /// The unwind table of `file` with the bytes `elf`, by all unwind information that there is for it.
 fn compile_file(file: &File, elf: &[u8]) -> Result<Table, UnwindError> {
-    compiler::compile(&Image::parse(elf)?, || elsewhere::debug_frame(file))
+    compiler::compile(&Image::parse(elf)?, || {
+        let debug_dirs: Vec<PathBuf> = DEBUG_DIRS.iter().map(PathBuf::from).collect();
+        elsewhere::debug_frame(file, &debug_dirs)
+    })
 }

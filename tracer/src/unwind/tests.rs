@@ -2,9 +2,11 @@
 
 mod assembly;
 mod damage;
+mod elsewhere;
 mod memory_image;
 mod tables;
 mod truth;
+mod walk;
 
 use std::path::PathBuf;
 use std::process::Command;
