@@ -57,6 +57,8 @@ impl Memtrace {
         let mut command = Command::new(binary);
         // What a caller's environment says about colour, logging or terminals is no part of the test.
         command.args(arguments).stdin(Stdio::null()).env_remove("RUST_LOG").env("NO_COLOR", "1");
+        // Nor is what earlier runs have left, and no test leaves anything.
+        command.env("MEMTRACE_CACHE_DIR", "");
         Self { command, limit: LIMIT }
     }
 

@@ -1,19 +1,22 @@
 //! The unwind tables of the session's modules: each file's is made once, and given to the kernel side once.
 
 use std::fs::File;
+use std::sync::OnceLock;
 use std::thread;
 
-use memmap2::Mmap;
 use tracer_common::unwind_table::{CodeMapping, Geometry};
 
 use crate::model::{Mapping, Module};
 use crate::probes::kernel::Kernel;
-use crate::unwind::{Table, compile};
+use crate::unwind::Table;
+use crate::unwind::cache::TableCache;
 
 /// Tables by the session's module numbers: in the kernel side's hands; `None` where a file has none.
 #[derive(Default)]
 pub struct UnwindTables {
     by_module: Vec<Option<Geometry>>,
+    /// Those of earlier sessions.
+    cache: OnceLock<TableCache>,
 }
 
 impl UnwindTables {
@@ -22,7 +25,7 @@ impl UnwindTables {
     pub fn load(&mut self, kernel: &mut Kernel, modules: &[(Module, Option<File>)], notes: &mut Vec<String>) {
         let first = self.by_module.len();
         let new = modules.get(first..).unwrap_or_default();
-        for (index, (made, (module, _))) in made(new).into_iter().zip(new).enumerate() {
+        for (index, (made, (module, _))) in self.made(new).into_iter().zip(new).enumerate() {
             let number = (first + index) as u32;
             let loaded = made.and_then(|table| {
                 kernel
@@ -56,37 +59,35 @@ impl UnwindTables {
         });
         placed.collect()
     }
-}
 
-/// The tables of `modules`, made side by side: the largest file takes longest.
-fn made(modules: &[(Module, Option<File>)]) -> Vec<Result<Table, String>> {
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let mut tables: Vec<Option<Result<Table, String>>> = modules.iter().map(|_| None).collect();
-    thread::scope(|scope| {
-        let work = || {
-            let mut done = Vec::new();
-            loop {
-                let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let Some((_, file)) = modules.get(index) else { return done };
-                done.push((index, table_of(file.as_ref())));
+    /// The tables of `modules`, made side by side: the largest file takes longest.
+    fn made(&self, modules: &[(Module, Option<File>)]) -> Vec<Result<Table, String>> {
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(modules.len());
+        let cache = self.cache.get_or_init(TableCache::open);
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let mut tables: Vec<Option<Result<Table, String>>> = modules.iter().map(|_| None).collect();
+        thread::scope(|scope| {
+            let work = || {
+                let mut done = Vec::new();
+                loop {
+                    let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let Some((module, file)) = modules.get(index) else { return done };
+                    done.push((index, table_of(cache, module, file.as_ref())));
+                }
+            };
+            let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            let theirs = others.into_iter().filter_map(|other| other.join().ok());
+            for (index, table) in theirs.flatten().chain(mine) {
+                tables[index] = Some(table);
             }
-        };
-        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
-        let mine = work();
-        let theirs = others.into_iter().filter_map(|other| other.join().ok());
-        for (index, table) in theirs.flatten().chain(mine) {
-            tables[index] = Some(table);
-        }
-    });
-    let unknown = || Err("the table was not made".to_owned());
-    tables.into_iter().map(|table| table.unwrap_or_else(unknown)).collect()
+        });
+        let unknown = || Err("the table was not made".to_owned());
+        tables.into_iter().map(|table| table.unwrap_or_else(unknown)).collect()
+    }
 }
 
-fn table_of(file: Option<&File>) -> Result<Table, String> {
+fn table_of(cache: &TableCache, module: &Module, file: Option<&File>) -> Result<Table, String> {
     let file = file.ok_or("it could not be opened")?;
-    // SAFETY: the mapping is read only; a file that is truncated meanwhile raises SIGBUS, as for every
-    // program that has it mapped, the target first of all.
-    let bytes = unsafe { Mmap::map(file) }.map_err(|error| error.to_string())?;
-    compile(&bytes, None).map_err(|error| error.to_string())
+    cache.table_of(module.build_id.as_deref(), file).map_err(|error| error.to_string())
 }

@@ -30,7 +30,7 @@ fn cache(max_bytes: u64) -> (TempDir, TableCache) {
 }
 
 fn open(path: &Path, max_bytes: u64) -> TableCache {
-    TableCache { worth_keeping: Duration::ZERO, ..TableCache::open_at(path, max_bytes) }
+    TableCache { least_words: 0, ..TableCache::open_at(path, max_bytes) }
 }
 
 fn entries(dir: &TempDir) -> Vec<PathBuf> {
@@ -64,28 +64,31 @@ fn a_table_is_kept_and_loaded() {
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(&path).unwrap().len(), 256 + 8 * table.words.len() as u64);
     assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
-    // What is loaded is the file's content, and nothing was compiled: a cache that keeps nothing that takes
-    // less than an hour to compile has it, too.
-    let lazy = TableCache {
-        worth_keeping: Duration::from_secs(3600),
+    // A cache that keeps only larger ones loads it, too, and notes that it was used.
+    let other = TableCache {
+        least_words: table.words.len() + 1,
         ..TableCache::open_at(path.parent().unwrap(), MAX_BYTES)
     };
     let long_ago = SystemTime::now() - Duration::from_secs(1_000_000);
     File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
-    assert_eq!(lazy.table_of(Some(BUILD_ID), &file).unwrap(), table);
+    assert_eq!(other.table_of(Some(BUILD_ID), &file).unwrap(), table);
     assert!(fs::metadata(&path).unwrap().modified().unwrap() > long_ago + Duration::from_secs(900_000));
 }
 
 #[test]
-fn what_has_no_name_or_takes_no_time_is_not_kept() {
+fn what_has_no_name_or_is_small_is_not_kept() {
     let (dir, cache) = cache(MAX_BYTES);
     let file = File::open(library()).unwrap();
     for build_id in [None, Some(""), Some("../../../tmp/x"), Some(&*"ab".repeat(65))] {
         cache.table_of(build_id, &file).unwrap();
     }
-    let cache = TableCache { worth_keeping: Duration::from_secs(3600), ..cache };
+    let words = compiled(&library()).words.len();
+    let cache = TableCache { least_words: words + 1, ..cache };
     cache.table_of(Some(BUILD_ID), &file).unwrap();
     assert!(entries(&dir).is_empty());
+    let cache = TableCache { least_words: words, ..cache };
+    cache.table_of(Some(BUILD_ID), &file).unwrap();
+    the_entry(&dir);
 }
 
 #[test]

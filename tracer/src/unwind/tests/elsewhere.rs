@@ -65,7 +65,7 @@ fn a_debug_file_is_found_by_build_id() {
     fs::create_dir_all(&by_id).unwrap();
     let debug = by_id.join("cdef0123456789.debug");
     fs::copy(stripped.path("debug"), &debug).unwrap();
-    assert_eq!(found(&stripped.path("stripped"), &[dir.clone()]), stripped.whole);
+    assert_eq!(found(&stripped.path("stripped"), std::slice::from_ref(&dir)), stripped.whole);
     // One with another build id is not believed.
     let mut bytes = fs::read(&debug).unwrap();
     let id = [0xab, 0xcd, 0xef, 0x01, 0x23, 0x45, 0x67, 0x89];
