@@ -74,7 +74,7 @@ impl TableCache {
         // SAFETY: the mapping is read only; a file that is truncated meanwhile raises SIGBUS, as for every
         // program that has it mapped, the target first of all.
         let elf = unsafe { Mmap::map(file) }?;
-        let place = self.directory.as_ref().zip(build_id.and_then(|id| Key::new(id, file, &elf)));
+        let place = self.directory.as_ref().zip(Key::new(build_id, file, &elf));
         if let Some((directory, key)) = &place {
             match entry::load(directory, key) {
                 Ok(Some(table)) => return Ok(table),

@@ -76,11 +76,11 @@ fn a_table_is_kept_and_loaded() {
 }
 
 #[test]
-fn what_has_no_name_or_is_small_is_not_kept() {
+fn what_has_an_odd_build_id_or_is_small_is_not_kept() {
     let (dir, cache) = cache(MAX_BYTES);
     let file = File::open(library()).unwrap();
-    for build_id in [None, Some(""), Some("../../../tmp/x"), Some(&*"ab".repeat(65))] {
-        cache.table_of(build_id, &file).unwrap();
+    for build_id in ["", "../../../tmp/x", &*"ab".repeat(65)] {
+        cache.table_of(Some(build_id), &file).unwrap();
     }
     let words = compiled(&library()).words.len();
     let cache = TableCache { least_words: words + 1, ..cache };
@@ -158,6 +158,26 @@ fn a_file_whose_code_lies_elsewhere_has_another_table() {
         cache.table_of(Some(BUILD_ID), &File::open(path).unwrap()).unwrap();
     }
     assert_eq!(entries(&dir).len(), 2);
+}
+
+#[test]
+fn a_file_without_a_build_id_is_known_until_it_changes() {
+    let (dir, cache) = cache(MAX_BYTES);
+    let path = dir.path().join("copy.so");
+    fs::copy(library(), &path).unwrap();
+    let file = File::open(&path).unwrap();
+    let table = cache.table_of(None, &file).unwrap();
+    let first = the_entry(&dir);
+    assert_eq!(cache.table_of(None, &file).unwrap(), table);
+    assert_eq!(the_entry(&dir), first);
+    // Another file in its place; the same file, touched.
+    let other = dir.path().join("other.so");
+    fs::copy(&path, &other).unwrap();
+    cache.table_of(None, &File::open(&other).unwrap()).unwrap();
+    assert_eq!(entries(&dir).len(), 2);
+    File::options().write(true).open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    cache.table_of(None, &file).unwrap();
+    assert_eq!(entries(&dir).len(), 3);
 }
 
 #[test]
@@ -259,7 +279,7 @@ fn writers_do_not_disturb_readers() {
     let library = library();
     let table = compiled(&library);
     let file = File::open(&library).unwrap();
-    let key = super::Key::new(BUILD_ID, &file, &fs::read(&library).unwrap()).unwrap();
+    let key = super::Key::new(Some(BUILD_ID), &file, &fs::read(&library).unwrap()).unwrap();
     // As many memtraces as threads, each with its own view of the directory.
     let caches: Vec<_> = (0..4).map(|_| open(&path, MAX_BYTES)).collect();
     let directory = |number: usize| caches[number].directory.as_ref().unwrap();
