@@ -1,9 +1,10 @@
 //! Finding the thread states of the current thread.
 //!
 //! The interpreter's own slot of thread specific data holds the thread's state, also while the thread has
-//! given up the global lock. Code of a subinterpreter runs with a state of its own. Up to 3.11 the slot keeps
-//! the main one then, and `tstate_current` has the other; from 3.12 on both the slot and `_Py_tss_tstate` have
-//! the one in use, and the others are found among all thread states by the thread's number.
+//! given up the global lock. Code of a subinterpreter runs with a state of its own. From 3.12 on the slot, and
+//! `_Py_tss_tstate`, have the one in use then; up to 3.11 the slot keeps the first one, and `tstate_current`
+//! has the one in use while the thread has the lock. Where there are several interpreters, the thread's other
+//! states are found among all by the thread's number, the newest interpreter's first: it runs innermost.
 
 use super::{Flavor, PythonCursor, PythonLayout, PythonStep, ThreadLayout, ThreadStorage};
 use crate::memory::ReadMemory;
@@ -31,25 +32,24 @@ impl PythonCursor {
         put(&mut self.next_thread, 0);
         put(&mut self.next_interpreter, 0);
         put(&mut self.looks_left, 0);
-        let mut attached = 0;
+        let mut thread = 0;
         if layout.attached_tls_offset != 0 {
-            attached = word_of_thread(memory, fs_base, layout.attached_tls_offset);
+            thread = word_of_thread(memory, fs_base, layout.attached_tls_offset);
         }
-        if attached == 0 {
-            attached = layout.stored_thread(memory, fs_base);
+        if thread == 0 {
+            thread = layout.stored_thread(memory, fs_base);
         }
-        if layout.current_thread_addr != 0 {
+        let has_others = self.look_for_interpreters(memory, layout);
+        let is_first_sure = layout.current_thread_addr == 0 || (thread != 0 && !has_others);
+        if !is_first_sure {
             // Of whichever thread has the lock.
-            let current = memory.read_word(layout.current_thread_addr).unwrap_or(0);
-            if current != 0 && current != attached && is_of_thread(memory, layout, current, fs_base) {
-                self.next_thread = attached;
-                attached = current;
+            thread = memory.read_word(layout.current_thread_addr).unwrap_or(0);
+            if thread != 0 && !is_of_thread(memory, layout, thread, fs_base) {
+                thread = 0;
             }
-        } else if attached != 0 {
-            self.look_for_interpreters(memory, layout);
         }
-        self.thread = attached;
-        attached != 0 && self.begin(memory, layout, attached)
+        self.thread = thread;
+        if thread == 0 { has_others } else { self.begin(memory, layout, thread) }
     }
 
     /// Goes to the first frame of a thread state.
@@ -86,10 +86,6 @@ impl PythonCursor {
         if thread == 0 && self.next_interpreter == 0 {
             return PythonStep::End;
         }
-        if layout.current_thread_addr != 0 {
-            self.next_thread = 0;
-            return if self.begin(memory, layout, thread) { PythonStep::Skip } else { PythonStep::Lost };
-        }
         if self.looks_left == 0 {
             return PythonStep::Lost;
         }
@@ -118,14 +114,15 @@ impl PythonCursor {
 
     /// Notes the first of several interpreters. The newest is the first, and the main one the last.
     #[inline(always)]
-    fn look_for_interpreters(&mut self, memory: &impl ReadMemory, layout: &PythonLayout) {
+    fn look_for_interpreters(&mut self, memory: &impl ReadMemory, layout: &PythonLayout) -> bool {
         let mut head_and_main = [0; 4];
-        if memory.read_words(layout.interpreters_addr, 2, &mut head_and_main)
-            && head_and_main[0] != head_and_main[1]
-        {
+        let has_others = memory.read_words(layout.interpreters_addr, 2, &mut head_and_main)
+            && head_and_main[0] != head_and_main[1];
+        if has_others {
             self.next_interpreter = head_and_main[0];
             self.looks_left = MAX_LOOKS;
         }
+        has_others
     }
 }
 

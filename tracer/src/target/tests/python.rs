@@ -184,12 +184,16 @@ impl Program {
     }
 }
 
+fn walked(target: &Target, told: &Told) -> Walked {
+    let memory = ProcessMemory::open(target.process.tgid).unwrap();
+    walk(&memory, &target.python_layout().unwrap(), told.fs_base)
+}
+
 /// The frames are those told, and the runs lie on the thread's stack, the inner ones deeper.
 fn assert_walk(target: &Target, program: &Program, place: &str) {
     let told = &program.told[place];
     let layout = target.python_layout().unwrap();
-    let memory = ProcessMemory::open(target.process.tgid).unwrap();
-    let walked = walk(&memory, &layout, told.fs_base);
+    let walked = walked(target, told);
     let version = format!("3.{} {place}", layout.minor);
     assert_eq!(walked.frames, told.frames, "{version}");
     assert!(walked.is_complete, "{version}");
@@ -218,6 +222,17 @@ fn walks(python: &Path) {
     program.go_on();
     program.await_at("held");
     assert_walk(&target, &program, "held");
+    program.go_on();
+    program.await_at("subinterpreter");
+    // The outer frames are those of the main interpreter, the first of which has gone on to another call.
+    let outer = program.told["outer"].frames.clone();
+    let inner = program.told.get_mut("subinterpreter").unwrap();
+    let seam = inner.frames.len();
+    inner.frames.extend(outer);
+    let mut walked = walked(&target, &program.told["subinterpreter"]);
+    walked.frames[seam].unit = program.told["subinterpreter"].frames[seam].unit;
+    assert_eq!(walked.frames, program.told["subinterpreter"].frames);
+    assert!(walked.is_complete);
 }
 
 #[test]
