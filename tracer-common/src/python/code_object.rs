@@ -99,7 +99,7 @@ impl CodeWords {
     pub(super) fn check(&self, layout: &PythonLayout) -> u64 {
         let fields = &layout.code;
         let int = |offset| self.word(layout, offset) & 0xffff_ffff;
-        let mut check = int(fields.first_line) | int(fields.flags) << 32;
+        let mut check = fold(0, int(fields.first_line) | int(fields.flags) << 32);
         check = fold(check, int(fields.argcount) | int(fields.kwonlyargcount) << 32);
         check = fold(check, self.word(layout, fields.name));
         check = fold(check, self.word(layout, fields.file));
