@@ -1,7 +1,6 @@
 //! Against real processes, built with `cc` where they must offer something particular.
 
 mod allocators;
-mod python;
 
 use std::collections::BTreeSet;
 use std::fs;

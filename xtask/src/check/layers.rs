@@ -128,7 +128,7 @@ pub fn faults(table: &Table, sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// Every module file below `src`, the crate's roots `lib.rs` and `main.rs` and files named `tests.rs` left
+/// Every module file below `src`, the crate's roots `lib.rs` and `main.rs` and what is named `tests` left
 /// out. Fails when a file cannot be read.
 pub fn sources_of(src: &Path) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
@@ -148,6 +148,9 @@ fn collect(dir: &Path, parent: &[String], into: &mut Vec<Source>) -> Result<()> 
             continue;
         };
         let mut module = parent.to_vec();
+        if path.is_dir() && stem == "tests" {
+            continue;
+        }
         if path.is_dir() {
             module.push(stem);
             collect(&path, &module, into)?;

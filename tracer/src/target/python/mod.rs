@@ -235,3 +235,6 @@ impl PythonFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,13 @@
-"""Tells its own stack, the innermost frame first, and blocks there; for each line of input somewhere else.
+"""Tells its own stack, the innermost frame first, and blocks there; for each byte of input somewhere else.
 
 Of each frame: its code unit, its line, its name and its file. What tells is called by the very instruction
 that blocks, as a conversion of an argument, so that every frame is at the same instruction when it is looked
 at from outside.
 """
 
-import asyncio
 import os
 import sys
 import threading
-
-FILE = __file__
 
 
 def describe(frame):
@@ -63,6 +60,7 @@ def held(place):
 
 def nested(place, wait):
     """Through all that calls Python functions."""
+    import asyncio
 
     def decorated(function):
         def wrapper(*arguments, **named):
@@ -123,7 +121,7 @@ def subinterpreter(place):
         import _xxsubinterpreters as interpreters
     own = interpreters.create()
     source = (
-        "__name__ = 'sub'\n__file__ = %r\n" % FILE
+        "__name__ = 'sub'\n__file__ = %r\n" % __file__
         + "exec(compile(open(__file__).read(), __file__, 'exec'))\n"
         + "(lambda: wait(%r))()\n" % place
     )
@@ -131,12 +129,30 @@ def subinterpreter(place):
     tell("outer", sys._getframe()); run(own, source)
 
 
+def small(place):
+    """A few frames, for an image of the memory that they lie in."""
+
+    class Métier:
+        def __init__(self):
+            self.value = next(self.generator())
+
+        def generator(self):
+            class Body:
+                value = sorted([1], key=lambda _: [wait(place) for _ in (1,)])
+
+            yield Body
+
+    return Métier()
+
+
 def thread():
     read, _ = os.pipe()
     return nested("thread", lambda place: os.read(read, Tell(place)))
 
 
-if __name__ == "__main__":
+if getattr(sys, "argv", [])[1:] == ["small"]:
+    small("small")
+elif __name__ == "__main__":
     threading.Thread(target=thread, daemon=True).start()
     nested("released", wait)
     nested("held", held)
