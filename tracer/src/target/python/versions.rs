@@ -74,8 +74,8 @@ pub(super) struct Offsets {
 const SHIM_OWNER: u8 = 3;
 
 /// Words that a walk can read of a frame, and of a code object.
-const MAX_FRAME_WORDS: u16 = 16;
-const MAX_CODE_WORDS: u16 = 32;
+const MAX_FRAME_WORDS: u16 = 15;
+const MAX_CODE_WORDS: u16 = 31;
 
 /// Texts up to 3.11, whose `PyASCIIObject` ends with a pointer that later versions lack.
 const OLD_TEXT: TextLayout = TextLayout {
