@@ -308,9 +308,14 @@ impl<'a> Live<'a> {
             if stamped.time_ns > self.stop_ns {
                 continue;
             }
-            let Some(event) = self.decoder.decode(&stamped.record) else { continue };
+            let Some(mut event) = self.decoder.decode(&stamped.record) else { continue };
             let index = usize::from(event.header().target);
-            match &event {
+            let mut completed = None;
+            match &mut event {
+                Event::Code(code) => {
+                    let changed = self.traced.get(index).is_some_and(|traced| traced.complete(code));
+                    completed = changed.then(|| code.encode());
+                }
                 Event::Stack(_) if is_fresh.get(index) == Some(&false) => {
                     self.refresh(index);
                     is_fresh[index] = true;
@@ -320,7 +325,8 @@ impl<'a> Live<'a> {
                 _ => {}
             }
             if self.traced.get_mut(index).is_some_and(|traced| traced.apply(&event)) {
-                self.record(|recorder| recorder.event(&stamped.record));
+                let record = completed.as_deref().unwrap_or(&stamped.record);
+                self.record(|recorder| recorder.event(record));
             }
         }
     }

@@ -5,10 +5,11 @@ use tracer_common::probe::Domain;
 use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
+use super::code_reader::{self, RunningCode};
 use super::modules::ModuleTable;
 use super::own_pages::OwnPages;
 use super::unwind_tables::UnwindTables;
-use crate::model::{Event, Mapping};
+use crate::model::{Event, Mapping, RawCode};
 use crate::probes::attach::{Attachee, Links};
 use crate::probes::hooks::Purpose;
 use crate::probes::kernel::Kernel;
@@ -168,6 +169,14 @@ impl Traced {
             return Ok(None);
         }
         self.instrument(kernel, shared, domains).map(Some)
+    }
+
+    /// Adds to a code object's record what the kernel side could not send, where the process still has it; tells
+    /// whether the record has changed.
+    pub fn complete(&self, code: &mut RawCode) -> bool {
+        code_reader::is_incomplete(code)
+            && !self.has_ended
+            && RunningCode::new(&self.target).is_some_and(|running| code_reader::complete(code, &running))
     }
 
     /// Enters an event in the books; tells whether it is one for the books.

@@ -20,6 +20,16 @@ impl ProcessMemory {
     pub fn open(tgid: u32) -> io::Result<Self> {
         File::open(proc_path(tgid, "mem")).map(Self)
     }
+
+    /// The `count` bytes at `addr`.
+    ///
+    /// # Errors
+    /// When some of them cannot be read.
+    pub fn read_bytes(&self, addr: u64, count: usize) -> io::Result<Box<[u8]>> {
+        let mut bytes = vec![0; count];
+        self.0.read_exact_at(&mut bytes, addr)?;
+        Ok(bytes.into())
+    }
 }
 
 impl ReadMemory for ProcessMemory {
