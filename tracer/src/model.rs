@@ -219,6 +219,10 @@ pub struct Coverage {
 /// In [`Loss::detail`]: frames of Python functions in distinct stacks whose code objects were not read.
 pub const PYTHON_NAMES_LOST: &str = "python_names_lost";
 
+/// In [`StackRow::truncated`]: every frame is there, but which Python frames stand between which native ones is
+/// not known.
+pub const PYTHON_UNPLACED: &str = "the places of some Python frames are not known: they come last";
+
 /// What was lost on the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
@@ -228,7 +232,7 @@ pub struct Loss {
     pub events_lost: u64,
     /// Allocations counted under no stack.
     pub stacks_lost: u64,
-    /// Distinct stacks that end before the outermost frame.
+    /// Distinct stacks that are not whole.
     pub stacks_truncated: u64,
     /// Probe hits that the kernel skipped.
     pub probes_missed: u64,
@@ -274,7 +278,7 @@ pub struct StackRow {
     pub python_types: Option<Vec<serde_json::Value>>,
     /// `growing`, `bounded`, `one-off`, `unreachable` or `unknown`.
     pub verdict: String,
-    /// Why the stack ends before the outermost frame, where it does.
+    /// Why the stack is not whole, where it is not.
     pub truncated: Option<String>,
     /// `frames[0]` is the caller of the allocation function; the last is the outermost.
     /// Empty when the stack was lost.

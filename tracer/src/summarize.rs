@@ -12,8 +12,8 @@ use frames::Framer;
 
 use crate::ledger::rows::StackTotals;
 use crate::model::{
-    BytesAre, CodeAddr, Coverage, Frame, FrameKind, Loss, Mode, NormalizedStack, PYTHON_NAMES_LOST, Report,
-    StackRow, Target, Totals,
+    BytesAre, CodeAddr, Coverage, Frame, FrameKind, Loss, Mode, NormalizedStack, PYTHON_NAMES_LOST,
+    PYTHON_UNPLACED, Report, StackRow, Target, Totals,
 };
 use crate::trace::Trace;
 
@@ -255,7 +255,7 @@ fn truncation(end: WalkEnd) -> Option<&'static str> {
         WalkEnd::Unsupported => "unwind information of an unsupported form",
         WalkEnd::Unreadable => "the stack could not be read",
         WalkEnd::Astray => "the unwind information leads nowhere",
-        WalkEnd::PythonUnplaced => "the places of some Python frames are not known: they come last",
+        WalkEnd::PythonUnplaced => PYTHON_UNPLACED,
         WalkEnd::PythonUnreadable => "some Python frames could not be read",
     })
 }

@@ -49,8 +49,8 @@ fn fold_row(report: &Report, row: &StackRow, options: &Options) -> String {
     };
     if row.frames.is_empty() {
         push("[stack lost]");
-    } else if row.truncated.is_some() {
-        // Below the outermost frame that is known: whatever called it is missing.
+    } else if shown::truncated(row, options).is_some() {
+        // Below the outermost frame that is known: whatever called it may be missing.
         push("[truncated]");
     }
     for frame in shown::frames(&row.frames, options).into_iter().rev() {

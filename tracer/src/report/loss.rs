@@ -28,7 +28,7 @@ pub(super) fn summary(loss: &Loss) -> String {
             .collect();
     if loss.stacks_truncated > 0 {
         let stacks = units::counted(loss.stacks_truncated, "stack");
-        parts.push(format!("the outer part of {stacks}"));
+        parts.push(format!("parts of {stacks}"));
     }
     if let Some(frames) = loss.detail.get(PYTHON_NAMES_LOST).filter(|count| **count > 0) {
         parts.push(format!("the names of {}", units::counted(*frames, "Python frame")));
@@ -50,11 +50,7 @@ pub(super) fn explain(loss: &Loss) -> Vec<Lost> {
     let sums = [
         ("events_lost", loss.events_lost, "events that never reached the figures"),
         ("stacks_lost", loss.stacks_lost, "allocations that are counted, but under no stack"),
-        (
-            "stacks_truncated",
-            loss.stacks_truncated,
-            "stacks that end before the outermost frame; their bytes are right",
-        ),
+        ("stacks_truncated", loss.stacks_truncated, "stacks that are not whole; their bytes are right"),
         (
             "probes_missed",
             loss.probes_missed,
@@ -130,9 +126,9 @@ mod tests {
     fn the_summary_names_what_is_above_zero() {
         assert_eq!(summary(&nothing()), "nothing");
         let lossy = Loss { events_lost: 1234, stacks_lost: 1, stacks_truncated: 2, ..Loss::default() };
-        assert_eq!(summary(&lossy), "1,234 events, 1 stack, the outer part of 2 stacks");
+        assert_eq!(summary(&lossy), "1,234 events, 1 stack, parts of 2 stacks");
         let cut = Loss { stacks_truncated: 1, ..Loss::default() };
-        assert_eq!(summary(&cut), "the outer part of 1 stack");
+        assert_eq!(summary(&cut), "parts of 1 stack");
         let unnamed = Loss { detail: BTreeMap::from([(PYTHON_NAMES_LOST.to_owned(), 2)]), ..nothing() };
         assert_eq!(summary(&unnamed), "the names of 2 Python frames");
         assert_ne!(meaning(PYTHON_NAMES_LOST), "");

@@ -33,7 +33,7 @@ pub(super) struct MergedRow<'a> {
     pub python_types: BTreeMap<&'a str, (u64, u64)>,
     /// The verdict on which all of them agree, else `unknown`.
     pub verdict: &'a str,
-    /// Why the stack ends early.
+    /// Why what is shown of the stack is not whole.
     pub truncated: Option<&'a str>,
     /// The frames to show of one of them, innermost first.
     pub frames: Vec<&'a Frame>,
@@ -48,8 +48,9 @@ pub(super) fn outstanding<'a>(rows: &'a [StackRow], options: &Options) -> Vec<Me
     let mut merged: Vec<MergedRow<'_>> = Vec::new();
     for row in rows.iter().filter(|row| row.outstanding_count > 0) {
         let frames = shown::frames(&row.frames, options);
-        let index = *place.entry(Key::new(row, &frames)).or_insert_with(|| {
-            merged.push(MergedRow::new(row, frames));
+        let truncated = shown::truncated(row, options);
+        let index = *place.entry(Key::new(row, truncated, &frames)).or_insert_with(|| {
+            merged.push(MergedRow::new(row, truncated, frames));
             merged.len() - 1
         });
         merged[index].add(row);
@@ -63,7 +64,7 @@ pub(super) fn outstanding<'a>(rows: &'a [StackRow], options: &Options) -> Vec<Me
 
 impl<'a> MergedRow<'a> {
     /// Sums of nothing yet.
-    fn new(row: &'a StackRow, frames: Vec<&'a Frame>) -> Self {
+    fn new(row: &'a StackRow, truncated: Option<&'a str>, frames: Vec<&'a Frame>) -> Self {
         Self {
             domain: &row.domain,
             bytes_are: row.bytes_are,
@@ -77,7 +78,7 @@ impl<'a> MergedRow<'a> {
             oldest_age_ms: None,
             python_types: BTreeMap::new(),
             verdict: &row.verdict,
-            truncated: row.truncated.as_deref(),
+            truncated,
             frames,
             hides_native: false,
         }
@@ -121,11 +122,11 @@ struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    fn new(row: &'a StackRow, frames: &[&'a Frame]) -> Self {
+    fn new(row: &'a StackRow, truncated: Option<&'a str>, frames: &[&'a Frame]) -> Self {
         Self {
             domain: &row.domain,
             held: row.bytes_are == BytesAre::Held,
-            truncated: row.truncated.as_deref(),
+            truncated,
             frames: frames.iter().copied().map(FrameKey::new).collect(),
         }
     }

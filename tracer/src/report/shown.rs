@@ -1,7 +1,7 @@
 //! Which frames of a stack text and pictures show.
 
 use super::Options;
-use crate::model::{Frame, FrameKind};
+use crate::model::{Frame, FrameKind, PYTHON_UNPLACED, StackRow};
 
 /// The frames of a stack that are shown, innermost first.
 ///
@@ -25,9 +25,16 @@ pub(super) fn hides_native(frames: &[Frame], options: &Options) -> bool {
     !options.native && behind_leaf.any(|frame| frame.kind != FrameKind::Python)
 }
 
+/// Why what is shown of a row's stack is not whole, where it is not.
+pub(super) fn truncated<'a>(row: &'a StackRow, options: &Options) -> Option<&'a str> {
+    let reason = row.truncated.as_deref();
+    // Python frames by themselves are in order wherever they belong.
+    reason.filter(|reason| *reason != PYTHON_UNPLACED || !hides_native(&row.frames, options))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::merge::tests::{frame, python};
+    use super::super::merge::tests::{frame, python, row};
     use super::*;
 
     fn shown(stack: &[Frame], native: bool) -> Vec<&str> {
@@ -45,6 +52,17 @@ mod tests {
         let stack: Vec<Frame> = stack.chain([frame("Py_RunMain"), frame("_start")]).collect();
         assert_eq!(shown(&stack, false), ["inflate", "zlib_compress", "pack", "each", "<module>"]);
         assert_eq!(shown(&stack, true).len(), stack.len());
+    }
+
+    #[test]
+    fn python_by_itself_is_whole_wherever_it_belongs() {
+        let mut unplaced = row(1, &[frame("f"), frame("_start"), python("g"), frame("h")]);
+        unplaced.truncated = Some(PYTHON_UNPLACED.to_owned());
+        let native = Options { native: true, ..Options::default() };
+        assert_eq!(truncated(&unplaced, &Options::default()), None);
+        assert_eq!(truncated(&unplaced, &native), Some(PYTHON_UNPLACED));
+        unplaced.truncated = Some("no unwind information".to_owned());
+        assert_eq!(truncated(&unplaced, &Options::default()), Some("no unwind information"));
     }
 
     #[test]
