@@ -38,20 +38,32 @@ pub fn pyenv_versions() -> Option<PathBuf> {
 /// The directory of the extensions, filled where something is missing. Fails when pip does.
 pub fn make_if_missing() -> Result<PathBuf> {
     let dir = workspace::target_dir().join("python/extensions");
-    let minor = "import sys; print(sys.version_info[1])";
-    let debian = capture(Command::new(DEBIAN_PYTHON).args(["-I", "-c", minor]))
+    let debian = minor_of_interpreter(DEBIAN_PYTHON)
         .context("ask Debian's python3 for its version; run `cargo xtask setup`")?;
-    let debian: u32 = debian.trim().parse().context("read the version of Debian's python3")?;
     install(&dir, debian, DEBIAN_PACKAGES)?;
 
-    let Some(versions) = pyenv_versions() else {
-        say("NOT TESTED: CPython 3.8, 3.10 and 3.12, which no suite of Debian has; pyenv is not installed");
-        return Ok(dir);
-    };
-    for other in minors_in(&versions)?.into_iter().filter(|minor| *minor != debian) {
+    let mut others = BTreeSet::new();
+    // The one that tests take first may be neither Debian's nor pyenv's.
+    others.extend(minor_of_interpreter("python3").ok().filter(|minor| MINORS.contains(minor)));
+    match pyenv_versions() {
+        Some(versions) => others.extend(minors_in(&versions)?),
+        None => {
+            say(
+                "NOT TESTED: CPython 3.8, 3.10 and 3.12, which no suite of Debian has; pyenv is not installed",
+            );
+        }
+    }
+    for other in others.into_iter().filter(|minor| *minor != debian) {
         install(&dir, other, &[GREENLET])?;
     }
     Ok(dir)
+}
+
+/// `11` for an interpreter of version 3.11.
+fn minor_of_interpreter(python: &str) -> Result<u32> {
+    let question = "import sys; print(sys.version_info[1])";
+    let minor = capture(Command::new(python).args(["-I", "-c", question]))?;
+    minor.trim().parse().with_context(|| format!("read the version of {python}"))
 }
 
 /// The minor versions of Python 3 in pyenv's directory.
