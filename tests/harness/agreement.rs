@@ -135,8 +135,7 @@ impl Agreement {
                     *agreement.cut.entry(why.to_owned()).or_default() += same.len();
                     for whole in same {
                         truth.remove(&whole);
-                        let count =
-                            agreement.cuts.entry(explain_cut(why, &stack, &whole, &names)).or_default();
+                        let count = agreement.cuts.entry(explain_cut(why, &stack, &names)).or_default();
                         *count += 1;
                     }
                 }
@@ -181,11 +180,10 @@ fn likeliest<'a>(stack: &[Place], blocks: Blocks, truth: &'a BTreeMap<Stack, Blo
     same_size.or_else(|| truth.keys().max_by_key(|other| common(other)))
 }
 
-/// The last frame that a cut stack has, and the first that it lacks.
-fn explain_cut(why: &str, got: &[Place], whole: &Stack, names: &BTreeMap<Place, String>) -> String {
+/// Where a stack was cut.
+fn explain_cut(why: &str, got: &[Place], names: &BTreeMap<Place, String>) -> String {
     let last = got.last().map_or_else(|| "none".to_owned(), |last| named(last, names));
-    let next = whole.get(got.len()).map_or_else(|| "none".to_owned(), |next| named(next, names));
-    format!("{why}: the last frame is {last}, the next would be {next}")
+    format!("{why}: the last frame is {last}")
 }
 
 fn named(place: &Place, names: &BTreeMap<Place, String>) -> String {

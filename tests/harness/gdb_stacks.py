@@ -32,10 +32,12 @@ FUNCTIONS = {
 # Functions that are named in a rule are no longer than this.
 CODE_ALIGNMENT = 16
 
-# How `__start_context` of glibc begins: the return address that makecontext lays at the end of a new stack. No call
-# comes before it and no unwind information tells that nothing called it, so that gdb takes the next words of the
-# stack for frames. glibc 2.36, sysdeps/unix/sysv/linux/x86_64/__start_context.S: mov %rbx, %rsp; mov (%rsp), %rdi.
+# How `__start_context` of glibc begins, which makecontext lays as return address at the end of a new stack. No call
+# comes before it, and its unwind information does not tell that nothing called it: gdb takes the next words of
+# the stack for frames. glibc 2.36, sysdeps/unix/sysv/linux/x86_64/__start_context.S: mov %rbx, %rsp; mov (%rsp), %rdi.
 START_CONTEXT = bytes.fromhex("4889dc488b3c24")
+START_CONTEXT_BYTES = 26
+
 KEPT = ["rbx", "rbp", "r12", "r13", "r14", "r15"]
 
 
@@ -113,8 +115,9 @@ def place(pc, exact, maps):
 def is_start_context(pc, path):
     if path is None or "/libc.so" not in path:
         return False
-    code = gdb.selected_inferior().read_memory(pc, len(START_CONTEXT))
-    return code.tobytes() == START_CONTEXT
+    before = START_CONTEXT_BYTES - 1
+    code = gdb.selected_inferior().read_memory(pc - before, before + len(START_CONTEXT))
+    return START_CONTEXT in code.tobytes()
 
 
 def stack():

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Its C sources.
-const SOURCES: [&str; 4] = ["main", "frames", "callbacks", "interrupts"];
+const SOURCES: [&str; 5] = ["main", "frames", "callbacks", "interrupts", "stepping"];
 
 fn source(file: &str) -> PathBuf {
     source_path(&format!("shapes/{file}"))

@@ -108,3 +108,10 @@ fn stacks_through_a_loaded_library_are_those_of_gdb() {
     check("loaded while traced", &compare_shapes("2", &[], &["keep", "plugin"]));
     check("loaded and unloaded", &compare_shapes("2", &[], &["fresh"]));
 }
+
+#[test]
+fn stacks_at_every_instruction_are_those_of_gdb() {
+    let _root = as_root();
+    let share = check("every instruction", &compare_shapes("1", &[], &["step"]));
+    assert!(share >= LEAST_EQUAL, "{share}");
+}

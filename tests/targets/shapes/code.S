@@ -207,4 +207,40 @@ FUNCTION(shape_return_moved)
     jmp *%rax
 END(shape_return_moved)
 
+/* Calls a function with the trap flag set. */
+FUNCTION(step_through)
+    pushq %rbx
+    .cfi_def_cfa_offset 16
+    .cfi_offset %rbx, -16
+    pushfq
+    .cfi_adjust_cfa_offset 8
+    orl $0x100, (%rsp)
+    popfq
+    .cfi_adjust_cfa_offset -8
+    call *%rdi
+    pushfq
+    .cfi_adjust_cfa_offset 8
+    andl $~0x100, (%rsp)
+    popfq
+    .cfi_adjust_cfa_offset -8
+    popq %rbx
+    .cfi_def_cfa_offset 8
+    ret
+END(step_through)
+    .globl step_through_end
+    .hidden step_through_end
+step_through_end:
+
+FUNCTION(call_answer)
+    subq $8, %rsp
+    .cfi_def_cfa_offset 16
+    call library_answer@PLT
+    .globl call_answer_distance
+    .hidden call_answer_distance
+    .set call_answer_distance, . - 4
+    addq $8, %rsp
+    .cfi_def_cfa_offset 8
+    ret
+END(call_answer)
+
     .section .note.GNU-stack, "", @progbits

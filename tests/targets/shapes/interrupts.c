@@ -1,9 +1,12 @@
 /* Shapes of signals, and of stacks that the program makes itself. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <ucontext.h>
 
 #include "shapes.h"
@@ -27,10 +30,18 @@ static void handle_in_detail(int number, siginfo_t *info, void *context) {
     FOLLOW();
 }
 
-/* Goes on behind the instruction that was interrupted. In `code.S` each such instruction is two bytes long. */
+static jmp_buf *way_out;
+
+/* Leaves by the way out, or goes on behind the instruction that was interrupted. In `code.S` each of these is two
+ * bytes long. */
 static void step_over(int number, siginfo_t *info, void *context) {
     (void)number, (void)info;
+    jmp_buf *out = way_out;
+    way_out = NULL;
     FOLLOW();
+    if (out != NULL) {
+        longjmp(*out, 1);
+    }
     ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] += 2;
 }
 
@@ -144,6 +155,40 @@ void shape_divide(void) {
 void shape_fault_without_cfi(void) {
     library_fault_without_cfi();
     NO_TAIL_CALL();
+}
+
+/* The kernel's own code, which it maps into every process, is given an address that it cannot write to. */
+static void fault_in_kernel_code(int (*call)(void)) {
+    jmp_buf here;
+    if (setjmp(here) == 0) {
+        way_out = &here;
+        call();
+        way_out = NULL;
+    }
+    /* Where the kernel has no such code, it does not fault. */
+    FOLLOW();
+}
+
+static void *volatile nowhere = (void *)8;
+
+static int tell_time(void) {
+    int result = clock_gettime(CLOCK_MONOTONIC, nowhere);
+    ESCAPE(result);
+    return result;
+}
+
+static int tell_processor(void) {
+    int result = getcpu(nowhere, NULL);
+    ESCAPE(result);
+    return result;
+}
+
+void shape_clock(void) {
+    fault_in_kernel_code(tell_time);
+}
+
+void shape_processor(void) {
+    fault_in_kernel_code(tell_processor);
 }
 
 struct spinning {

@@ -5,6 +5,7 @@
  *   deep        paths of many shapes: up to 200, and more frames
  *   rare        shapes that assembly makes, and code without a file
  *   unwalkable  frames that nothing tells how to leave
+ *   step        a signal at every instruction of some functions
  *   keep        loads the plugin and keeps it, which takes the way of `fresh` from it
  *   plugin      shapes of the plugin, while it is kept
  *   fresh       the same, loading and unloading the plugin each time
@@ -14,15 +15,18 @@
 #include "shapes.h"
 
 /* In the order of their letters: C, C++. */
-#define COMMON(X)                                                                                        \
+#define FRAMES(X)                                                                                        \
     X(plain) X(alloca) X(vla) X(large) X(aligned) X(aligned_page) X(drap) X(drap_variable) X(avx)        \
     X(avx_alloca) X(registers) X(pushed) X(tail) X(cold) X(no_return) X(jumped) X(foreign)               \
-    X(shrink_wrapped) X(recursive)                                                                       \
+    X(shrink_wrapped) X(recursive)
+#define COMMON(X)                                                                                        \
+    FRAMES(X)                                                                                            \
     X(qsort) X(qsort_r) X(bsearch) X(tsearch) X(twalk) X(objects) X(once) X(thread) X(thread_exit)       \
     X(thread_clean_up) X(thread_key) X(printf) X(scandir) X(file_tree) X(sqlite) X(xml) X(zlib)          \
     X(library) X(library_sort)                                                                           \
     X(raise) X(raise_elsewhere) X(unblocked) X(first_instruction) X(prologue) X(body) X(epilogue)        \
-    X(return) X(red_zone) X(divide) X(loop) X(coroutine) X(coroutine_with_arguments)                     \
+    X(return) X(red_zone) X(divide) X(loop) X(clock) X(processor) X(coroutine)                           \
+    X(coroutine_with_arguments)                                                                          \
     X(catch) X(catch_in_catch) X(unwinding) X(constructor_throws) X(filter_by_type) X(virtual) X(thunk)  \
     X(virtual_thunk) X(member_pointer) X(function) X(lambda) X(sort) X(map) X(cxx_thread) X(call_once)   \
     X(shared_pointer) X(temporaries) X(templates) X(no_exceptions)
@@ -44,6 +48,7 @@ static const char *const names[] = {SHAPES(NAME)};
 
 #define ONE(name) +1
 enum {
+    FRAMES_COUNT = 0 FRAMES(ONE),
     COMMON_COUNT = 0 COMMON(ONE),
     RARE_END = COMMON_COUNT RARE(ONE),
     UNWALKABLE_END = RARE_END UNWALKABLE(ONE),
@@ -58,6 +63,8 @@ void keep_plugin(void);
 void make_code(void);
 void plant_in_cxx(void);
 void set_handlers(void);
+void find_instructions(size_t frames);
+void interrupt_instructions(size_t frames);
 
 /* Where the path is walked from; the same for each, so that stacks differ by their shapes alone. */
 NAMED void walk_path(const char *letters) {
@@ -124,6 +131,7 @@ int main(int count, char **arguments) {
     size_t step = count > 1 ? strtoul(arguments[1], NULL, 10) : 1;
     make_code();
     set_handlers();
+    find_instructions(FRAMES_COUNT);
     answer("ready\n");
     for (;;) {
         next_command(command);
@@ -137,6 +145,8 @@ int main(int count, char **arguments) {
             walk_pairs(COMMON_COUNT, RARE_END, RARE_END, step);
         } else if (strcmp(command, "unwalkable") == 0) {
             walk_pairs(RARE_END, UNWALKABLE_END, UNWALKABLE_END, step);
+        } else if (strcmp(command, "step") == 0) {
+            interrupt_instructions(FRAMES_COUNT);
         } else if (strcmp(command, "keep") == 0) {
             keep_plugin();
         } else if (strcmp(command, "plugin") == 0 || strcmp(command, "fresh") == 0) {
