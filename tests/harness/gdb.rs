@@ -90,7 +90,9 @@ impl Gdb {
         let status = wait_exit(&mut self.child, LIMIT).expect("gdb ends in time");
         assert!(status.success(), "gdb ended with {status}");
         let text = std::fs::read_to_string(self.stacks.path()).expect("read what gdb wrote");
-        text.lines().map(|line| serde_json::from_str(line).expect("a stack by gdb_stacks.py")).collect()
+        let (stacks, end) = text.trim_end().rsplit_once('\n').unwrap_or(("", &text));
+        assert!(end.contains("exit_code"), "gdb lost the target after {} stacks", text.lines().count());
+        stacks.lines().map(|line| serde_json::from_str(line).expect("a stack by gdb_stacks.py")).collect()
     }
 }
 

@@ -112,8 +112,26 @@ def place(pc, exact, maps):
     return None, pc
 
 
-def is_start_context(pc, path):
-    if path is None or "/libc.so" not in path:
+def entry_of(path):
+    """Offset in the file of what the kernel jumps to. In these files code lies as in memory."""
+    if path not in ENTRIES:
+        with open(path, "rb") as file:
+            ENTRIES[path] = int.from_bytes(file.read(32)[24:], "little")
+    return ENTRIES[path]
+
+
+# By path. Nothing calls the code at an entry point, but where it is assembly without unwind information (in the
+# dynamic linker) gdb takes the arguments of the program for its callers.
+ENTRIES = {}
+ENTRY_BYTES = 64
+
+
+def is_outermost(pc, path, offset):
+    if path is None or not path.startswith("/"):
+        return False
+    if entry_of(path) < offset <= entry_of(path) + ENTRY_BYTES:
+        return True
+    if "/libc.so" not in path:
         return False
     before = START_CONTEXT_BYTES - 1
     code = gdb.selected_inferior().read_memory(pc - before, before + len(START_CONTEXT))
@@ -138,7 +156,7 @@ def stack():
         frame = older
         path, offset = place(frame.pc(), exact, maps)
         frames.append([path, offset, frame.name()])
-        if is_start_context(frame.pc(), path):
+        if is_outermost(frame.pc(), path, offset):
             return frames, None
     reason = frame.unwind_stop_reason()
     return frames, gdb.frame_stop_reason_string(reason) if reason not in ENDS else None
@@ -146,6 +164,30 @@ def stack():
 
 # How a whole stack ends: the caller is known not to exist, or its address is 0.
 ENDS = (gdb.FRAME_UNWIND_NO_REASON, gdb.FRAME_UNWIND_OUTERMOST)
+
+
+# The code of an allocation function is no longer than this.
+FUNCTION_BYTES = 0x800
+# Where the allocation functions are, and of each thread the last one that was entered: its address, the stack pointer
+# and the return address.
+ADDRESSES = set()
+LAST = {}
+
+
+def is_nested(frame):
+    """Whether an allocation function makes this call for itself: it is counted already."""
+    entry, sp = frame.pc(), int(frame.read_register("rsp"))
+    word = gdb.lookup_type("unsigned long").pointer()
+    returns_to = int(gdb.Value(sp).cast(word).dereference())
+    if any(address < returns_to <= address + FUNCTION_BYTES for address in ADDRESSES):
+        return True
+    # By a jump: the same call has led from one function to another.
+    thread = gdb.selected_thread().ptid
+    last_entry, *last = LAST.get(thread, (entry,))
+    if entry != last_entry and last == [sp, returns_to]:
+        return True
+    LAST[thread] = entry, sp, returns_to
+    return False
 
 
 class Allocation(gdb.Breakpoint):
@@ -157,25 +199,33 @@ class Allocation(gdb.Breakpoint):
         frame = gdb.selected_frame()
         word = (1 << 64) - 1
         size = FUNCTIONS[self.function](lambda name: int(frame.read_register(name)) & word)
-        if LEAST <= size <= MOST:
+        if LEAST <= size <= MOST and not is_nested(frame):
             try:
                 frames, cut = stack()
             except gdb.error as error:
                 frames, cut = [], str(error)
-            json.dump({"function": self.function, "bytes": size, "frames": frames, "cut": cut}, OUT)
-            OUT.write("\n")
+            write({"function": self.function, "bytes": size, "frames": frames, "cut": cut})
         return False
 
 
+def write(value):
+    json.dump(value, OUT)
+    OUT.write("\n")
+
+
+def when_exited(event):
+    # Whoever reads the stacks knows by this that there are no more.
+    write({"exit_code": getattr(event, "exit_code", None)})
+
+
 def place_breakpoints():
-    known = set()
     for function in FUNCTIONS:
         try:
             address = address_of(function)
             # glibc has memalign and aligned_alloc at one address.
-            if address not in known:
+            if address not in ADDRESSES:
                 Allocation(function, address)
-            known.add(address)
+            ADDRESSES.add(address)
         except gdb.error as error:
             print(f"no {function}: {error}")
     rules = list(known_frames())
@@ -202,6 +252,7 @@ for setting in [
     gdb.execute(f"set {setting}")
 gdb.execute("handle all nostop noprint pass")
 
+gdb.events.exited.connect(when_exited)
 run = os.environ.get("STACKS_RUN")
 if run:
     gdb.events.new_objfile.connect(when_loaded)

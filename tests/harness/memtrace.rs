@@ -68,6 +68,16 @@ impl Memtrace {
         self
     }
 
+    /// Adds arguments.
+    pub fn args<I, S>(mut self, arguments: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        self.command.args(arguments);
+        self
+    }
+
     /// Adds `-o FILE`.
     pub fn output(self, path: &Path) -> Self {
         self.arg("-o").arg(path)

@@ -10,6 +10,7 @@ pub mod python;
 pub mod python_stacks;
 pub mod pythons;
 pub mod report;
+pub mod return_probes;
 pub mod rust;
 pub mod server;
 pub mod shapes;

@@ -17,6 +17,32 @@ fn compiler(name: &str, flags: &[&str]) -> Command {
     command
 }
 
+/// `rust.rs`, stripped.
+pub fn rust_shapes() -> PathBuf {
+    build_once("rust-shapes".into(), |path| {
+        let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        rustc.args(["--edition", "2024", "-O", "-C", "strip=symbols", "-C", "force-frame-pointers=no", "-o"]);
+        run_tool(rustc.arg(path).arg(source("rust.rs")));
+    })
+}
+
+/// `early.cc` or `standard.c`, stripped.
+pub fn shapes_program(name: &str) -> PathBuf {
+    shapes("plain", &[]).with_file_name(name)
+}
+
+/// Where a function of the program begins in its file.
+pub fn function_offset(program: &Path, name: &str) -> u64 {
+    let output = Command::new("nm").arg(names_of(program)).output().expect("run nm");
+    let lines = String::from_utf8(output.stdout).expect("nm writes text");
+    let line = lines
+        .lines()
+        .find(|line| line.ends_with(&format!(" t {name}")) || line.ends_with(&format!(" T {name}")));
+    let line = line.unwrap_or_else(|| panic!("{} has no function {name}", program.display()));
+    // In this program the code lies at the same place in the file and in memory.
+    u64::from_str_radix(&line[..16], 16).expect("an address")
+}
+
 /// The program, stripped, without immediate binding. `label` tells builds with different `flags` apart.
 pub fn shapes(label: &str, flags: &[&str]) -> PathBuf {
     let directory = build_once(format!("shapes-{label}"), |directory| {
@@ -57,6 +83,13 @@ fn build(directory: &Path, flags: &[&str]) {
     let mut cxx = compiler("c++", flags);
     cxx.arg("-std=c++17");
     object(cxx, "cxx.cc");
+
+    let mut cxx = compiler("c++", flags);
+    cxx.args(["-std=c++17", "-s", origin, "-o"]).arg(directory.join("early"));
+    run_tool(cxx.arg(source("early.cc")).arg(&library));
+    let mut cc = compiler("cc", flags);
+    cc.args(["-std=gnu11", "-I/usr/include/libxml2", "-s", "-o"]).arg(directory.join("standard"));
+    run_tool(cc.arg(source("standard.c")).args(["-lsqlite3", "-lxml2", "-lz"]));
 
     let program = directory.join("shapes");
     let named = names_of(&program);

@@ -3,8 +3,10 @@
 
 use memtrace_tests::harness::agreement::Agreement;
 use memtrace_tests::harness::gdb::{Gdb, Plan};
-use memtrace_tests::harness::shapes::shapes;
-use memtrace_tests::harness::{Memtrace, Target, as_root};
+use memtrace_tests::harness::program::open_directory;
+use memtrace_tests::harness::return_probes::ReturnProbes;
+use memtrace_tests::harness::shapes::{function_offset, rust_shapes, shapes, shapes_program};
+use memtrace_tests::harness::{Memtrace, Report, Target, as_root};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -21,33 +23,70 @@ const RULES: &str = "0x10000000000-0x10000000fff:rbp,0x10000001000-0x10000001fff
 /// So many stacks are shown that are wrong, and so many kinds of those that are cut.
 const SHOWN: usize = 40;
 
-/// Has gdb and then memtrace watch the program, each from behind the first commands to the program's end.
-fn compare(program: &Path, arguments: &[&str], before: &[&str], commands: &[&str], plan: &Plan) -> Agreement {
-    let start = || {
-        let mut target = Target::start(program, arguments);
-        for command in before {
+/// A program that runs the same plan under each.
+struct Case<'a> {
+    program: &'a Path,
+    arguments: &'a [&'a str],
+    /// What it does before it is watched.
+    before: &'a [&'a str],
+    /// What it does then, to its end.
+    commands: &'a [&'a str],
+    plan: Plan,
+}
+
+impl Case<'_> {
+    fn start(&self) -> Target {
+        let mut target = Target::start(self.program, self.arguments);
+        self.tell(&mut target, self.before);
+        target
+    }
+
+    fn tell(&self, target: &mut Target, commands: &[&str]) {
+        for command in commands {
             assert_eq!(target.ask(command), ["done"], "{command}");
         }
-        target
-    };
-    let mut target = start();
-    let gdb = Gdb::attach(target.pid(), plan);
-    for command in commands {
-        assert_eq!(target.ask(command), ["done"], "{command}");
     }
-    target.quit();
-    let hits = gdb.finish();
 
-    let mut target = start();
-    let (least, most) = (plan.sizes.start().to_string(), plan.sizes.end().to_string());
-    let memtrace =
-        Memtrace::new(["-p", &target.pid().to_string(), "--format", "json", "--domains", "malloc"]);
-    let session = memtrace.arg("--min-size").arg(least).arg("--max-size").arg(most).trace();
-    for command in commands {
-        assert_eq!(target.ask(command), ["done"], "{command}");
+    fn compare(&self) -> Agreement {
+        self.compare_while(|_| ())
     }
-    target.quit();
-    let report = session.finish().report();
+
+    /// Compares, while something else happens to the process that memtrace traces.
+    fn compare_while<T>(&self, disturb: impl FnOnce(u32) -> T) -> Agreement {
+        let mut target = self.start();
+        let gdb = Gdb::attach(target.pid(), &self.plan);
+        self.tell(&mut target, self.commands);
+        target.quit();
+        let hits = gdb.finish();
+
+        let mut target = self.start();
+        let disturbance = disturb(target.pid());
+        let session =
+            memtrace(&self.plan).args(["-p", &target.pid().to_string(), "--format", "json"]).trace();
+        self.tell(&mut target, self.commands);
+        target.quit();
+        let report = session.finish().report();
+        drop(disturbance);
+        report.expect_nothing_lost();
+        Agreement::between(&hits, &report.stacks)
+    }
+}
+
+/// A run that sees the blocks of the plan alone.
+fn memtrace(plan: &Plan) -> Memtrace {
+    let (least, most) = (plan.sizes.start().to_string(), plan.sizes.end().to_string());
+    Memtrace::new(["--domains", "malloc", "--min-size", &least, "--max-size", &most])
+}
+
+/// The same for a program that takes no commands, from its first instruction.
+fn compare_command(program: &Path) -> Agreement {
+    let plan = Plan { sizes: SIZES, rules: "" };
+    let hits = Gdb::run(program, Path::new("/dev/null"), &plan);
+
+    let directory = open_directory();
+    let file = directory.path().join("report.json");
+    memtrace(&plan).output(&file).arg("--").arg(program).run().expect_code(7);
+    let report = Report::read(&file);
     report.expect_nothing_lost();
     Agreement::between(&hits, &report.stacks)
 }
@@ -69,7 +108,8 @@ fn check(name: &str, agreement: &Agreement) -> f64 {
 
 /// `targets/shapes`.
 fn compare_shapes(step: &str, before: &[&str], commands: &[&str]) -> Agreement {
-    compare(&shapes("plain", &[]), &[step], before, commands, &Plan { sizes: SIZES, rules: RULES })
+    let plan = Plan { sizes: SIZES, rules: RULES };
+    Case { program: &shapes("plain", &[]), arguments: &[step], before, commands, plan }.compare()
 }
 
 #[test]
@@ -113,5 +153,61 @@ fn stacks_through_a_loaded_library_are_those_of_gdb() {
 fn stacks_at_every_instruction_are_those_of_gdb() {
     let _root = as_root();
     let share = check("every instruction", &compare_shapes("1", &[], &["step"]));
+    assert!(share >= LEAST_EQUAL, "{share}");
+}
+
+#[test]
+fn stacks_of_rust_are_those_of_gdb() {
+    let _root = as_root();
+    let plan = Plan { sizes: SIZES, rules: "" };
+    let program = rust_shapes();
+    let case = Case { program: &program, arguments: &["1"], before: &[], commands: &["go"], plan };
+    let share = check("Rust", &case.compare());
+    assert!(share >= LEAST_EQUAL, "{share}");
+}
+
+/// Every block that the C library, SQLite, libxml2 and zlib take for some work.
+#[test]
+fn stacks_of_libraries_are_those_of_gdb() {
+    let _root = as_root();
+    let plan = Plan { sizes: 0..=1 << 40, rules: "" };
+    let program = shapes_program("standard");
+    let case = Case { program: &program, arguments: &[], before: &[], commands: &["go"], plan };
+    let share = check("libraries", &case.compare());
+    assert!(share >= LEAST_EQUAL, "{share}");
+}
+
+#[test]
+fn stacks_before_and_after_main_are_those_of_gdb() {
+    let _root = as_root();
+    let share = check("before and after main", &compare_command(&shapes_program("early")));
+    assert!(share >= LEAST_EQUAL, "{share}");
+}
+
+/// Another tracer has put its return address in the place of that of most frames.
+#[test]
+fn stacks_under_return_probes_are_those_of_gdb() {
+    let _root = as_root();
+    let program = shapes("plain", &[]);
+    let functions = [
+        "follow",
+        "shape_plain",
+        "shape_alloca",
+        "shape_vla",
+        "shape_drap",
+        "realign",
+        "shape_tail",
+        "shape_registers",
+        "compare",
+        "shape_qsort",
+        "shape_library",
+        "follow_once",
+        "walk_path",
+    ];
+    let offsets: Vec<u64> = functions.iter().map(|name| function_offset(&program, name)).collect();
+    let plan = Plan { sizes: SIZES, rules: RULES };
+    let probes = |pid| ReturnProbes::place(pid, &program, &offsets);
+    let case = Case { program: &program, arguments: &["1"], before: &[], commands: &["probed"], plan };
+    let share = check("under return probes", &case.compare_while(probes));
     assert!(share >= LEAST_EQUAL, "{share}");
 }

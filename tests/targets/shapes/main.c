@@ -6,6 +6,7 @@
  *   rare        shapes that assembly makes, and code without a file
  *   unwalkable  frames that nothing tells how to leave
  *   step        a signal at every instruction of some functions
+ *   probed      shapes whose frames are left by returning alone, and on the stack of their thread
  *   keep        loads the plugin and keeps it, which takes the way of `fresh` from it
  *   plugin      shapes of the plugin, while it is kept
  *   fresh       the same, loading and unloading the plugin each time
@@ -110,6 +111,23 @@ NAMED void walk_pairs(size_t first, size_t last, size_t end, size_t step) {
     }
 }
 
+/* Shapes that a return probe allows: the kernel counts on returns, and exceptions do not find their way through
+ * its trampoline. */
+NAMED void walk_probed(void) {
+    static const char *const probed[] = {"plain",  "alloca", "vla",   "large",         "aligned", "drap",
+                                         "avx",    "tail",   "qsort", "qsort_r",       "bsearch", "registers",
+                                         "pushed", "printf", "library", "library_sort", "twalk",   "sqlite"};
+    enum { COUNT = sizeof probed / sizeof probed[0] };
+    char letters[3] = {0};
+    for (size_t one = 0; one < COUNT; one++) {
+        for (size_t other = 0; other < COUNT; other++) {
+            letters[0] = letter(shape_of(probed[one]));
+            letters[1] = letter(shape_of(probed[other]));
+            walk_path(letters);
+        }
+    }
+}
+
 /* Those that take little room on the stack and no thread, in turn. */
 NAMED void walk_deep(void) {
     static const char *const small[] = {"plain",         "alloca", "recursive", "aligned", "qsort", "catch",
@@ -147,6 +165,8 @@ int main(int count, char **arguments) {
             walk_pairs(RARE_END, UNWALKABLE_END, UNWALKABLE_END, step);
         } else if (strcmp(command, "step") == 0) {
             interrupt_instructions(FRAMES_COUNT);
+        } else if (strcmp(command, "probed") == 0) {
+            walk_probed();
         } else if (strcmp(command, "keep") == 0) {
             keep_plugin();
         } else if (strcmp(command, "plugin") == 0 || strcmp(command, "fresh") == 0) {
