@@ -88,8 +88,8 @@ fn build(directory: &Path, flags: &[&str]) {
     cxx.args(["-std=c++17", "-s", origin, "-o"]).arg(directory.join("early"));
     run_tool(cxx.arg(source("early.cc")).arg(&library));
     let mut cc = compiler("cc", flags);
-    cc.args(["-std=gnu11", "-I/usr/include/libxml2", "-s", "-o"]).arg(directory.join("standard"));
-    run_tool(cc.arg(source("standard.c")).args(["-lsqlite3", "-lxml2", "-lz"]));
+    cc.args(["-std=gnu11", "-s", "-o"]).arg(directory.join("standard"));
+    run_tool(cc.arg(source("standard.c")).args(["-lsqlite3", "-lz"]));
 
     let program = directory.join("shapes");
     let named = names_of(&program);

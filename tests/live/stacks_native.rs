@@ -166,7 +166,7 @@ fn stacks_of_rust_are_those_of_gdb() {
     assert!(share >= LEAST_EQUAL, "{share}");
 }
 
-/// Every block that the C library, SQLite, libxml2 and zlib take for some work.
+/// Every block that the C library, SQLite and zlib take for some work.
 #[test]
 fn stacks_of_libraries_are_those_of_gdb() {
     let _root = as_root();
