@@ -203,7 +203,7 @@ impl Walk {
     #[inline(always)]
     pub fn step(&mut self, process: &impl Process, python: &PythonFrames, stack: &mut Stack) -> bool {
         if self.phase == Phase::Native as u64 {
-            self.native_step(process, stack);
+            self.native_step(process, python, stack);
             return true;
         }
         self.python_step(python, stack)
@@ -223,7 +223,7 @@ impl Walk {
 
     /// One native frame.
     #[inline(always)]
-    fn native_step(&mut self, process: &impl Process, stack: &mut Stack) {
+    fn native_step(&mut self, process: &impl Process, python: &PythonFrames, stack: &mut Stack) {
         let is_interrupted = self.is_interrupted != 0;
         // A call may be the last instruction of a function: the byte before its return address is in it.
         let addr = if is_interrupted { self.pc } else { self.pc.wrapping_sub(1) };
@@ -326,6 +326,10 @@ impl Walk {
             self.phase = Phase::Run as u64;
         } else {
             self.push(word, stack);
+            let begins_coroutines = is_mapped && self.mapping.mark == CodeMapping::BEGINS_COROUTINES;
+            if begins_coroutines && self.has_run == 0 && python.count != 0 {
+                self.end(WalkEnd::Complete);
+            }
         }
         if return_addr == 0 {
             self.end(WalkEnd::Complete);
@@ -339,6 +343,7 @@ impl Walk {
         put(&mut self.mapping.end_addr, found.end_addr);
         put(&mut self.mapping.file_offset, found.file_offset);
         put(&mut self.mapping.table, found.table);
+        put(&mut self.mapping.mark, found.mark);
         put(&mut self.mapping.geometry.first_page, found.geometry.first_page);
         put(&mut self.mapping.geometry.rows_at, found.geometry.rows_at);
         put(&mut self.mapping.geometry.wide_at, found.geometry.wide_at);
@@ -466,7 +471,7 @@ const NO_MAPPING: CodeMapping = CodeMapping {
     end_addr: 0,
     file_offset: 0,
     table: CodeMapping::NO_TABLE,
-    image: 0,
+    mark: 0,
     geometry: crate::unwind_table::Geometry { first_page: 0, rows_at: 0, wide_at: 0, words: 0 },
 };
 

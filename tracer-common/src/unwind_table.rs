@@ -179,8 +179,8 @@ pub struct CodeMapping {
     pub file_offset: u64,
     /// Number of the table in the session; [`CodeMapping::NO_TABLE`] where there is none.
     pub table: u32,
-    /// In a [`CodeMapping::header`] the number of the image, else 0.
-    pub image: u32,
+    /// In a [`CodeMapping::header`] the number of the image; else [`CodeMapping::BEGINS_COROUTINES`] or 0.
+    pub mark: u32,
     /// The table's parts.
     pub geometry: Geometry,
 }
@@ -189,15 +189,19 @@ impl CodeMapping {
     /// The file has no table.
     pub const NO_TABLE: u32 = u32::MAX;
 
+    /// The file's code begins coroutines on parts of a thread's stack that it copies to and fro, as greenlet's
+    /// does: behind the last Python frame, what lies further out is another coroutine's.
+    pub const BEGINS_COROUTINES: u32 = 1;
+
     /// What stands before the mappings of a target: how many there are, and which image of the process has
-    /// them ([`crate::event::Stack::image`]), in `table` and `image`.
+    /// them ([`crate::event::Stack::image`]), in `table` and `mark`.
     pub const fn header(count: u32, image: u8) -> Self {
         Self {
             start_addr: 0,
             end_addr: 0,
             file_offset: 0,
             table: count,
-            image: image as u32,
+            mark: image as u32,
             geometry: Geometry { first_page: 0, rows_at: 0, wide_at: 0, words: 0 },
         }
     }
@@ -291,7 +295,7 @@ mod tests {
             end_addr: 0x20_0000,
             file_offset: 256,
             table: 3,
-            image: 0,
+            mark: 0,
             geometry,
         };
         let tables = One(words);

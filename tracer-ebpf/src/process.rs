@@ -31,7 +31,7 @@ impl Current {
     pub fn new(memory: UserMemory, target: u16, image: u8) -> Self {
         let target = u32::from(target);
         let (mapping_count, python) = match MAPPINGS.get_value(target, &0) {
-            Some(header) if header.image == u32::from(image) => {
+            Some(header) if header.mark == u32::from(image) => {
                 (header.table, PYTHONS.get_value(target, &0).map_or(ptr::null(), ptr::from_ref))
             }
             _ => (0, ptr::null()),

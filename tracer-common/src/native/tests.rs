@@ -32,7 +32,7 @@ impl Made {
             end_addr: CODE + u64::from(PAGE_BYTES),
             file_offset: 0,
             table: 0,
-            image: 0,
+            mark: 0,
             geometry,
         };
         Self { stack, table, mappings: vec![mapping], probed: HashMap::new(), evaluator: 0..0 }
@@ -239,6 +239,23 @@ fn python_frames_take_the_place_of_the_interpreter() {
     let made = Made::new(words, &cut);
     let frames = vec![after(10), python(1), python(2), after(30), python(3)];
     assert_eq!(made.walked_with(0, &marked(slot(3), slot(6))), (frames, WalkEnd::Unsupported));
+}
+
+#[test]
+fn a_coroutine_ends_where_its_library_begins_it() {
+    // evaluator 10, the library 20, and what was left there by another coroutine
+    let rules = [(10, rule(Base::Rsp, 16, 0)), (20, rule(Base::Rsp, 8, 0)), (30, Rule::OUTERMOST)];
+    let mut made = Made::new(vec![after(10), 0, after(20), after(30)], &rules);
+    let run = [PythonFrames::run(slot(1), 1), python(3)];
+    let whole = vec![python(3), after(20), after(30)];
+    assert_eq!(made.walked_with(0, &run), (whole, WalkEnd::Complete));
+    made.mappings[0].mark = CodeMapping::BEGINS_COROUTINES;
+    assert_eq!(made.walked_with(0, &run), (vec![python(3), after(20)], WalkEnd::Complete));
+    // Where Python frames come behind it, or there are none at all, it is code as any other.
+    let outside = [PythonFrames::run(slot(300), 1), python(3)];
+    let frames = vec![after(10), after(20), after(30), python(3)];
+    assert_eq!(made.walked_with(0, &outside), (frames, WalkEnd::PythonUnplaced));
+    assert_eq!(made.walked(0), (vec![after(10), after(20), after(30)], WalkEnd::Complete));
 }
 
 #[test]

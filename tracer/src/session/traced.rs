@@ -123,8 +123,10 @@ impl Traced {
     fn place_code(&mut self, kernel: &mut Kernel, shared: &mut Shared) -> Vec<String> {
         let mut notes = Vec::new();
         shared.tables.load(kernel, shared.modules.modules(), &mut notes);
-        let image = kernel.image(self.target.process.tgid);
-        let placed = (shared.tables.placed(&self.mappings), image);
+        let tgid = self.target.process.tgid;
+        let image = kernel.image(tgid);
+        let placed = shared.tables.placed(kernel, tgid, shared.modules.modules(), &self.mappings);
+        let placed = (placed, image);
         if self.placed.as_ref() != Some(&placed) {
             if let Err(error) = kernel.put_mappings(self.index, image, &placed.0) {
                 notes.push(format!("stacks may be cut short: {:#}", anyhow::Error::from(error)));

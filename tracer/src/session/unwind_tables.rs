@@ -8,13 +8,18 @@ use tracer_common::unwind_table::{CodeMapping, Geometry};
 
 use crate::model::{Mapping, Module};
 use crate::probes::kernel::Kernel;
-use crate::unwind::Table;
 use crate::unwind::cache::TableCache;
+use crate::unwind::{Table, compile, vdso};
+
+/// Number of the vdso's table: the last that there is room for.
+const VDSO_TABLE: u32 = 65_535;
 
 /// Tables by the session's module numbers: in the kernel side's hands; `None` where a file has none.
 #[derive(Default)]
 pub struct UnwindTables {
     by_module: Vec<Option<Geometry>>,
+    /// The vdso's.
+    vdso: Option<Geometry>,
     /// Those of earlier sessions.
     cache: OnceLock<TableCache>,
 }
@@ -44,8 +49,14 @@ impl UnwindTables {
         }
     }
 
-    /// `mappings`, which are sorted by address, as the kernel side wants them.
-    pub fn placed(&self, mappings: &[Mapping]) -> Vec<CodeMapping> {
+    /// `mappings` of process `tgid`, which are sorted by address, as the kernel side wants them, and the vdso.
+    pub fn placed(
+        &mut self,
+        kernel: &mut Kernel,
+        tgid: u32,
+        modules: &[(Module, Option<File>)],
+        mappings: &[Mapping],
+    ) -> Vec<CodeMapping> {
         let placed = mappings.iter().map(|mapping| {
             let geometry = self.by_module.get(mapping.module as usize).copied().flatten();
             CodeMapping {
@@ -53,11 +64,38 @@ impl UnwindTables {
                 end_addr: mapping.end_addr,
                 file_offset: mapping.file_offset,
                 table: geometry.map_or(CodeMapping::NO_TABLE, |_| mapping.module),
-                image: 0,
+                mark: modules.get(mapping.module as usize).map_or(0, |(module, _)| mark(&module.path)),
                 geometry: geometry.unwrap_or_default(),
             }
         });
-        placed.collect()
+        let mut placed: Vec<CodeMapping> = placed.collect();
+        if let Some(vdso) = self.vdso(kernel, tgid) {
+            let at = placed.partition_point(|mapping| mapping.start_addr < vdso.start_addr);
+            placed.insert(at, vdso);
+        }
+        placed
+    }
+
+    /// The vdso of process `tgid`, which is the same code in each.
+    fn vdso(&mut self, kernel: &mut Kernel, tgid: u32) -> Option<CodeMapping> {
+        let vdso = vdso::read(tgid).inspect_err(|error| log::debug!("vdso of {tgid}: {error}")).ok()??;
+        let geometry = match self.vdso {
+            Some(geometry) => geometry,
+            None => {
+                let table =
+                    compile(&vdso.bytes, None).inspect_err(|error| log::debug!("vdso: {error}")).ok()?;
+                kernel.put_table(VDSO_TABLE, &table.words).ok()?;
+                *self.vdso.insert(table.geometry)
+            }
+        };
+        Some(CodeMapping {
+            start_addr: vdso.start_addr,
+            end_addr: vdso.start_addr + vdso.bytes.len() as u64,
+            file_offset: 0,
+            table: VDSO_TABLE,
+            mark: 0,
+            geometry,
+        })
     }
 
     /// The tables of `modules`, made side by side: the largest file takes longest.
@@ -85,6 +123,12 @@ impl UnwindTables {
         let unknown = || Err("the table was not made".to_owned());
         tables.into_iter().map(|table| table.unwrap_or_else(unknown)).collect()
     }
+}
+
+/// What the walk must know of the file at `path`: that of greenlet is `_greenlet.cpython-311-x86_64-linux-gnu.so`.
+fn mark(path: &str) -> u32 {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    if name.starts_with("_greenlet.") { CodeMapping::BEGINS_COROUTINES } else { 0 }
 }
 
 fn table_of(cache: &TableCache, module: &Module, file: Option<&File>) -> Result<Table, String> {

@@ -95,7 +95,7 @@ impl<'a> Lookup<'a> {
             end_addr: u64::MAX,
             file_offset: 0,
             table: 7,
-            image: 0,
+            mark: 0,
             geometry: self.table.geometry,
         };
         rule_at(self, &mapping, Self::ADDR + offset)

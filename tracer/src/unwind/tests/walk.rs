@@ -118,7 +118,7 @@ impl Live {
             end_addr: start_addr + length,
             file_offset,
             table: self.tables.len() as u32,
-            image: 0,
+            mark: 0,
             geometry: table.geometry,
         });
         self.tables.push(table);
