@@ -72,7 +72,7 @@ pub enum PythonStep {
         code_addr: u64,
         /// Code unit of the instruction that it executes, or [`UNKNOWN_UNIT`].
         unit: u32,
-        /// What tells the code object from another at the same address.
+        /// What tells the code object from another at the same address; 0 where it could not be read.
         check: u64,
     },
     /// The frames since the last end were those of one invocation of `_PyEval_EvalFrameDefault`. There may
@@ -147,6 +147,10 @@ impl PythonCursor {
         // The lowest bits are tags from 3.14 on; objects are aligned in each version.
         let code_addr = self.frame_word(fields.code) & !7;
         if !self.code_words.read(memory, layout, code_addr) {
+            // It may lie in a page that is not in memory now. The frame is there all the same.
+            return PythonStep::Frame { code_addr, unit: UNKNOWN_UNIT, check: 0 };
+        }
+        if !self.code_words.is_code(layout) {
             return PythonStep::Lost;
         }
         let unit = match layout.flavor {
@@ -154,9 +158,7 @@ impl PythonCursor {
                 unit_of_index(layout, instruction)
             }
             _ => {
-                let Some(start_addr) = self.bytecode(memory, layout, code_addr, bytecode_copy) else {
-                    return PythonStep::Lost;
-                };
+                let start_addr = self.bytecode(memory, layout, code_addr, bytecode_copy);
                 let distance = instruction.wrapping_sub(start_addr) as i64;
                 if owner != OWNED_BY_GENERATOR && distance < self.code_words.first_traceable_byte(layout) {
                     // It is being built. CPython does not show it either: `_PyFrame_IsIncomplete`.
@@ -168,21 +170,16 @@ impl PythonCursor {
         PythonStep::Frame { code_addr, unit, check: self.code_words.check(layout) }
     }
 
-    /// Where the bytecode lies that the frame's instruction pointer points into.
+    /// Where the bytecode lies that the frame's instruction pointer points into; far from it where that cannot
+    /// be read.
     #[inline(always)]
-    fn bytecode(
-        &self,
-        memory: &impl ReadMemory,
-        layout: &PythonLayout,
-        code_addr: u64,
-        copy: u32,
-    ) -> Option<u64> {
+    fn bytecode(&self, memory: &impl ReadMemory, layout: &PythonLayout, code_addr: u64, copy: u32) -> u64 {
         if layout.code.tlbc == 0 || copy == 0 {
-            return Some(code_addr.wrapping_add(layout.code.bytecode.into()));
+            return code_addr.wrapping_add(layout.code.bytecode.into());
         }
         // Each thread of a free-threaded interpreter has a copy: {size; entries[]}.
         let entry = u64::from(copy).wrapping_add(1).wrapping_mul(8);
-        memory.read_word(self.code_words.word(layout, layout.code.tlbc).wrapping_add(entry))
+        memory.read_word(self.code_words.word(layout.code.tlbc).wrapping_add(entry)).unwrap_or(0)
     }
 
     /// Notes that the frame which was just read is the last of its run.

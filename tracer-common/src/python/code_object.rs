@@ -59,14 +59,14 @@ impl CodeFacts {
         code_addr: u64,
         words: &mut CodeWords,
     ) -> Option<Self> {
-        if !words.read(memory, layout, code_addr) {
+        if !words.read(memory, layout, code_addr) || !words.is_code(layout) {
             return None;
         }
         Some(Self {
-            first_line: words.word(layout, layout.code.first_line) as u32,
-            name: text(memory, layout, words.word(layout, layout.code.name)),
-            file: text(memory, layout, words.word(layout, layout.code.file)),
-            table: bytes(memory, layout, words.word(layout, layout.code.table)),
+            first_line: words.word(layout.code.first_line) as u32,
+            name: text(memory, layout, words.word(layout.code.name)),
+            file: text(memory, layout, words.word(layout.code.file)),
+            table: bytes(memory, layout, words.word(layout.code.table)),
             check: words.check(layout),
         })
     }
@@ -79,18 +79,23 @@ impl Default for CodeWords {
 }
 
 impl CodeWords {
-    /// Reads a code object. `false` where there is none.
+    /// Reads what lies at `code_addr`. `false` where it cannot be read.
     #[inline(always)]
     pub(super) fn read(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, code_addr: u64) -> bool {
         let from = code_addr.wrapping_add(layout.code.read_from.into());
         memory.read_words(from, layout.code.read_words.into(), &mut self.0)
-            && (layout.code_type_addr == 0 || self.word(layout, layout.code.ob_type) == layout.code_type_addr)
+    }
+
+    /// Whether what was read is a code object, as far as can be told.
+    #[inline(always)]
+    pub(super) fn is_code(&self, layout: &PythonLayout) -> bool {
+        layout.code_type_addr == 0 || self.word(layout.code.ob_type) == layout.code_type_addr
     }
 
     /// The word that holds the field at `offset`, whose first byte comes lowest. The index is masked, so that
     /// neither a check nor a panic is left of it.
     #[inline(always)]
-    pub(super) fn word(&self, _layout: &PythonLayout, offset: u16) -> u64 {
+    pub(super) fn word(&self, offset: u16) -> u64 {
         self.0[usize::from(offset >> 3) & (CODE_WORDS - 1)] >> ((offset & 7) * 8)
     }
 
@@ -98,25 +103,25 @@ impl CodeWords {
     #[inline(always)]
     pub(super) fn check(&self, layout: &PythonLayout) -> u64 {
         let fields = &layout.code;
-        let int = |offset| self.word(layout, offset) & 0xffff_ffff;
+        let int = |offset| self.word(offset) & 0xffff_ffff;
         let mut check = fold(0, int(fields.first_line) | int(fields.flags) << 32);
         check = fold(check, int(fields.argcount) | int(fields.kwonlyargcount) << 32);
-        check = fold(check, self.word(layout, fields.name));
-        check = fold(check, self.word(layout, fields.file));
-        fold(check, self.word(layout, fields.table))
+        check = fold(check, self.word(fields.name));
+        check = fold(check, self.word(fields.file));
+        fold(check, self.word(fields.table))
     }
 
     /// Distance from the first instruction to the first of the function's own, bytes.
     #[inline(always)]
     pub(super) fn first_traceable_byte(&self, layout: &PythonLayout) -> i64 {
-        i64::from(self.word(layout, layout.code.first_traceable) as u32 as i32) * 2
+        i64::from(self.word(layout.code.first_traceable) as u32 as i32) * 2
     }
 
     /// The code unit at a distance from the first, in bytes.
     #[inline(always)]
     pub(super) fn unit(&self, layout: &PythonLayout, distance: i64) -> u32 {
         let unit = distance as u64 / 2;
-        if unit < self.word(layout, layout.code.units) && unit < u64::from(UNKNOWN_UNIT) {
+        if unit < self.word(layout.code.units) && unit < u64::from(UNKNOWN_UNIT) {
             unit as u32
         } else {
             UNKNOWN_UNIT

@@ -396,9 +396,15 @@ fn damaged_memory_ends_a_walk_or_leaves_it_to_the_caller() {
     let mut memory = shimmed();
     memory.put(0x7f80, &[0x600, 0, 0, IS_SHIM]);
     assert_eq!(steps(&memory, &layout(Flavor::Shim)).len(), 200);
+    // A code object that is not in memory now leaves its frame without its line.
+    let mut memory = shimmed();
+    memory.0.remove(&(CODES[0] + 32));
+    let unread = PythonStep::Frame { code_addr: CODES[0], unit: UNKNOWN_UNIT, check: 0 };
+    assert_eq!(steps(&memory, &layout(Flavor::Shim))[0], unread);
+    assert_eq!(walked(&memory, &layout(Flavor::Shim))[1..], SHIMMED[1..]);
     // What is no code object is not taken for one.
     let mut memory = shimmed();
-    memory.put(0x800, &[0x7f80, 0x500, 0, 0]);
+    memory.put(CODES[2], &[CODE_TYPE + 8]);
     let steps = steps(&memory, &layout(Flavor::Shim));
     assert_eq!((steps.len(), steps[3]), (4, PythonStep::Lost));
 }
