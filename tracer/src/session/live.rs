@@ -310,11 +310,14 @@ impl<'a> Live<'a> {
             }
             let Some(mut event) = self.decoder.decode(&stamped.record) else { continue };
             let index = usize::from(event.header().target);
-            let mut completed = None;
+            let mut record = stamped.record;
             match &mut event {
                 Event::Code(code) => {
-                    let changed = self.traced.get(index).is_some_and(|traced| traced.complete(code));
-                    completed = changed.then(|| code.encode());
+                    if let Some(traced) = self.traced.get(index) {
+                        traced.complete(code);
+                    }
+                    // As it is now, and without what lay in the ring buffer behind each field.
+                    record = code.encode().into();
                 }
                 Event::Stack(_) if is_fresh.get(index) == Some(&false) => {
                     self.refresh(index);
@@ -325,8 +328,7 @@ impl<'a> Live<'a> {
                 _ => {}
             }
             if self.traced.get_mut(index).is_some_and(|traced| traced.apply(&event)) {
-                let record = completed.as_deref().unwrap_or(&stamped.record);
-                self.record(|recorder| recorder.event(record));
+                self.record(|recorder| recorder.event(&record));
             }
         }
     }

@@ -173,12 +173,14 @@ impl Traced {
         self.instrument(kernel, shared, domains).map(Some)
     }
 
-    /// Adds to a code object's record what the kernel side could not send, where the process still has it; tells
-    /// whether the record has changed.
-    pub fn complete(&self, code: &mut RawCode) -> bool {
-        code_reader::is_incomplete(code)
+    /// Adds to a code object's record what the kernel side could not send, where the process still has it.
+    pub fn complete(&self, code: &mut RawCode) {
+        if code_reader::is_incomplete(code)
             && !self.has_ended
-            && RunningCode::new(&self.target).is_some_and(|running| code_reader::complete(code, &running))
+            && let Some(running) = RunningCode::new(&self.target)
+        {
+            code_reader::complete(code, &running);
+        }
     }
 
     /// Enters an event in the books; tells whether it is one for the books.
