@@ -157,9 +157,11 @@ fn left_over(report: &Report) -> Vec<String> {
     found
 }
 
-/// Whether a native frame is one of the interpreter, for which a Python frame should stand.
+/// Whether a native frame is one of the interpreter, for which a Python frame should stand. Others of its kind
+/// (`_PyEval_UnpackIterable`) are what an instruction calls.
 fn is_interpreter(frame: &FrameEntry) -> bool {
-    frame.kind == "native" && frame.function.as_deref().is_some_and(|name| name.starts_with("_PyEval_"))
+    let runs_bytecode = |name: &str| name.starts_with("_PyEval_Eval") || name.starts_with("_PyEval_Vector");
+    frame.kind == "native" && frame.function.as_deref().is_some_and(runs_bytecode)
 }
 
 fn is_python(frame: &FrameEntry) -> bool {

@@ -3,9 +3,9 @@
 use crate::event::Header;
 
 /// Most bytes of a name that are sent.
-pub const MAX_NAME_BYTES: usize = 256 - 8;
+pub const MAX_NAME_BYTES: usize = 1024 - 8;
 /// Most bytes of a file name that are sent.
-pub const MAX_FILE_BYTES: usize = 512 - 8;
+pub const MAX_FILE_BYTES: usize = 1024 - 8;
 /// Most bytes of a line table in a record of the smaller size.
 pub const SMALL_TABLE_BYTES: usize = 1024 - 8;
 /// Most bytes of a line table in a record of the larger size. Of a longer table user space reads all from

@@ -13,8 +13,9 @@ use crate::repeat::repeat;
 use crate::state::ThreadState;
 use crate::task;
 
-/// Most steps: a frame takes one, the end of a run another, and there are frames that are none.
-const MAX_STEPS: u32 = 3 * MAX_FRAMES as u32;
+/// Most steps: a frame takes one, the end of a run another, and there are frames that are none. There are more
+/// than there is room for, since only the last frame of a run tells its place: 1,000 is CPython's own limit.
+const MAX_STEPS: u32 = 1100;
 
 /// A mark that no frame has.
 const NO_MARK: u64 = 1;
@@ -30,6 +31,8 @@ struct Gathering {
     run_frames: u64,
     /// Not 0 inside a run.
     is_in_run: u64,
+    /// 1 where there is no room for more.
+    is_full: u64,
     /// A [`PythonFrames::is_cut`].
     is_cut: u64,
 }
@@ -50,6 +53,7 @@ pub fn take(layout: &PythonLayout, state: &mut ThreadState) {
         run_at: 0,
         run_frames: 0,
         is_in_run: 0,
+        is_full: 0,
         // Until it is over.
         is_cut: PythonFrames::TOO_MANY,
     };
@@ -68,8 +72,12 @@ unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
     let (state, layout) = unsafe { (&mut *on.state, &*on.layout) };
     match state.cursor.step(&DirectMemory, layout) {
         PythonStep::Frame { code_addr, unit, check } => {
-            if !begin_run(on, state) || !push(state, frame::python(code_addr, unit)) {
+            if !begin_run(on, state) {
                 return 1;
+            }
+            if !push(state, frame::python(code_addr, unit)) {
+                on.is_full = 1;
+                return 0;
             }
             on.run_frames += 1;
             let codes = &mut state.stack.stack.codes;
@@ -81,6 +89,7 @@ unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
             }
             end_run(state, on.run_at, mark_addr, on.run_frames);
             on.is_in_run = 0;
+            return on.is_full as i64;
         }
         PythonStep::Skip => {}
         PythonStep::End => {
