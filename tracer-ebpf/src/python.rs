@@ -89,7 +89,9 @@ unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
             }
             end_run(state, on.run_at, mark_addr, on.run_frames);
             on.is_in_run = 0;
-            return on.is_full as i64;
+            if on.is_full != 0 {
+                return 1;
+            }
         }
         PythonStep::Skip => {}
         PythonStep::End => {

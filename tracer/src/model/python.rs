@@ -185,7 +185,7 @@ mod tests {
         }
         // A text that was cut stays known to be cut.
         let mut long = code.clone();
-        (long.header.name_chars, long.name) = (300, vec![b'x'; 300].into());
+        (long.header.name_chars, long.name) = (1300, vec![b'x'; 1300].into());
         let name = PythonCode::new(&decoded(&long.encode())).name.decode().unwrap();
         assert_eq!((name.chars().count(), name.ends_with("x…")), (MAX_NAME_BYTES + 1, true));
     }

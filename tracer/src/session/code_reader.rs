@@ -116,7 +116,7 @@ mod tests {
             self.looks_left.set(looks_left.saturating_sub(1));
             (addr == 0x7000).then_some(CodeFacts {
                 first_line: 5,
-                name: Text { addr: 0x100, chars: 300, kind: TextKind::Ucs2 },
+                name: Text { addr: 0x100, chars: 1300, kind: TextKind::Ucs2 },
                 file: Text { addr: 0x200, chars: 4, kind: TextKind::Latin1 },
                 table: Bytes { addr: 0x300, len: self.table_bytes },
                 check: if looks_left == 0 { CHECK + 1 } else { CHECK },
@@ -139,7 +139,7 @@ mod tests {
         let fake = |looks| Fake { looks_left: Cell::new(looks), table_bytes: 70_000 };
         let mut code = raw(0x7000);
         assert!(is_incomplete(&code) && complete(&mut code, &fake(2)) && !is_incomplete(&code));
-        assert_eq!((code.name.len(), code.header.name_chars), (MAX_NAME_BYTES, 300));
+        assert_eq!((code.name.len(), code.header.name_chars), (MAX_NAME_BYTES, 1300));
         assert_eq!((&*code.file, code.header.file_chars), (&[2; 4][..], 4));
         assert_eq!((code.table.len(), code.header.table_bytes), (MAX_TABLE_BYTES, 70_000));
         assert!(!PythonCode::new(&code).has_whole_table);
