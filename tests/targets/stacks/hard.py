@@ -54,9 +54,15 @@ def lines_far_apart():
     run("def far():\n%s    keep(bytes(size()))\nfar()\n" % ("\n" * 70000), "<70000 empty lines>")
     body = "".join("    number = %d + number * 2\n" % number for number in range(400))
     run("def long(number):\n%s    keep(bytes(size()))\n%s    keep(bytes(size()))\nlong(1)\n" % (body, body), "<800 lines>")
-    # One line of 3,000 instructions, then a call far behind it.
-    wide = " + ".join("number" for _ in range(1500))
-    run("def wide(number):\n    x = (%s,\n keep(bytes(size())))\nwide(1)\n" % wide, "<a wide line>")
+    # Lines of some thousand instructions, then a call far behind them. The larger table of lines is too large to
+    # be taken on every occasion; the function lives on, so that it can be read later.
+    for terms in (500, 1500):
+        wide = " + ".join("number" for _ in range(terms))
+        names = dict(globals())
+        code = "def wide(number):\n    x = (%s,\n keep(bytes(size())))\nwide(1)\n" % wide
+        exec(compile(code, "<a line of %d terms>" % terms, "exec"), names)
+        if terms == 1500:
+            planting.KEPT.append(names["wide"])
     # Lines as a program generator may number them: on, far on, and back by more than a byte holds.
     tree = ast.parse("def numbered():\n" + "".join("    keep(bytes(size()))\n" for _ in range(6)) + "numbered()\n")
     for statement, line in zip(tree.body[0].body, [5, 1_000_000, 7, 600, 200, 199]):

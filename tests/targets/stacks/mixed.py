@@ -35,7 +35,7 @@ def of_numpy():
         asked(numpy.ones(count + 1, numpy.uint8), "_multiarray_umath", count, ["ones"])
 
     build(100_003)
-    asked([numpy.arange(5000) + 1 for _ in range(1)], "_multiarray_umath", 40_000)
+    asked(numpy.arange(5000) + 1, "_multiarray_umath", 40_000)
     sorted([1], key=lambda _: asked(numpy.zeros(3000), "_multiarray_umath", 24_000) or 1)
 
 

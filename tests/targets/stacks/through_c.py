@@ -175,7 +175,7 @@ def while_another_thread_has_the_lock():
     def waits():
         block_bytes = size()
         wanted.put(block_bytes)
-        keep(libc.getdelim(ctypes.byref(line), ctypes.byref(capacity), 10, stream), via=[[0, ""]])
+        keep(libc.getdelim(ctypes.byref(line), ctypes.byref(capacity), 10, stream))
 
     thread = threading.Thread(target=waits)
     thread.start()
