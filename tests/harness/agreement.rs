@@ -5,6 +5,7 @@ use super::report::{FrameEntry, Row};
 use super::shapes::names_of;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
@@ -62,9 +63,13 @@ fn place_of(frame: &FrameEntry) -> Place {
     }
 }
 
-fn stack_of(row: &Row) -> Stack {
+fn stack_of(row: &Row, vdso: &Range<u64>) -> Stack {
+    let place = |frame| match place_of(frame) {
+        Place::At(addr) if vdso.contains(&addr) => Place::InFile("[vdso]".into(), addr - vdso.start),
+        place => place,
+    };
     // Functions that were inlined have the place of the one they are inlined into.
-    row.frames.iter().filter(|frame| !frame.inlined).map(place_of).collect()
+    row.frames.iter().filter(|frame| !frame.inlined).map(place).collect()
 }
 
 fn truth_of(hit: &Hit) -> Stack {
@@ -87,7 +92,9 @@ impl Agreement {
     /// Equal stacks are one row in memtrace's report, so they are taken together here. Where memtrace ends
     /// early, stacks that begin with the same frames may have become one row: it must have the blocks of all
     /// of them.
-    pub fn between(hits: &[Hit], rows: &[Row]) -> Self {
+    ///
+    /// `vdso` is where the kernel's code was in memtrace's run: it is in no file, so a report has its address.
+    pub fn between(hits: &[Hit], rows: &[Row], vdso: Range<u64>) -> Self {
         let mut agreement = Self::default();
         let mut names = BTreeMap::new();
         let mut truth: BTreeMap<Stack, Blocks> = BTreeMap::new();
@@ -110,7 +117,7 @@ impl Agreement {
             .iter()
             .map(|row| {
                 let blocks = Blocks { count: row.alloc_count, bytes: row.alloc_bytes };
-                (stack_of(row), blocks, row.truncated.as_deref())
+                (stack_of(row, &vdso), blocks, row.truncated.as_deref())
             })
             .collect();
         rows.retain(|(stack, blocks, _)| {
@@ -153,6 +160,18 @@ impl Agreement {
             agreement.wrong.push(explain("not seen", *blocks, &[], Some(stack), &names));
         }
         agreement
+    }
+
+    /// The wrong stacks, alike ones together: how many, and one of them.
+    pub fn wrong_kinds(&self) -> Vec<(usize, &str)> {
+        let mut kinds: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+        for text in &self.wrong {
+            let kind = text.rsplit_once(" (").map_or(text.as_str(), |(kind, _)| kind);
+            kinds.entry(kind).or_insert((0, text)).0 += 1;
+        }
+        let mut kinds: Vec<_> = kinds.into_values().collect();
+        kinds.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        kinds
     }
 
     /// Distinct stacks that gdb has.
@@ -219,16 +238,16 @@ fn explain(
     let whole = whole.map_or(&[][..], Vec::as_slice);
     let common = got.iter().zip(whole).take_while(|(one, other)| one == other).count();
     let some = |stack: &[Place]| {
-        let words: Vec<String> = stack.iter().take(4).map(name).collect();
+        let words: Vec<String> = stack.iter().take(3).map(name).collect();
         if words.is_empty() { "end".to_owned() } else { words.join(" < ") }
     };
     format!(
-        "{} bytes in {}, {why}: {common} frames agree, the last {}; then memtrace has {}; gdb has {}",
-        blocks.bytes,
-        blocks.count,
+        "{why}: after {} memtrace has {}; gdb has {} ({common} frames agree; {} bytes in {})",
         common.checked_sub(1).map_or_else(|| "none".to_owned(), |last| name(&got[last])),
         some(&got[common..]),
-        some(&whole[common.min(whole.len())..])
+        some(&whole[common.min(whole.len())..]),
+        blocks.bytes,
+        blocks.count
     )
 }
 
@@ -255,11 +274,15 @@ mod tests {
         serde_json::from_value(row).unwrap()
     }
 
+    fn between(hits: &[Hit], rows: &[Row]) -> Agreement {
+        Agreement::between(hits, rows, 0..0)
+    }
+
     #[test]
     fn equal_stacks_are_taken_together() {
         let hits = [hit(7, &[1, 2]), hit(8, &[1, 2]), hit(9, &[3])];
         let rows = [row(2, 15, &[1, 2], None), row(1, 9, &[3], None)];
-        let agreement = Agreement::between(&hits, &rows);
+        let agreement = between(&hits, &rows);
         assert_eq!((agreement.equal, agreement.all(), agreement.wrong.len()), (2, 2, 0));
     }
 
@@ -268,27 +291,27 @@ mod tests {
         let hits = [hit(7, &[1, 2, 3]), hit(8, &[1, 2, 4]), hit(9, &[1, 5])];
         let cut = row(2, 15, &[1, 2], Some("a reason"));
         let shorter = row(1, 9, &[1], Some("another"));
-        let agreement = Agreement::between(&hits, &[cut.clone(), shorter]);
+        let agreement = between(&hits, &[cut.clone(), shorter]);
         assert_eq!(agreement.cut, BTreeMap::from([("a reason".into(), 2), ("another".into(), 1)]));
         assert!(agreement.wrong.is_empty(), "{:?}", agreement.wrong);
 
         let without_reason = Row { truncated: None, ..cut.clone() };
-        assert_eq!(Agreement::between(&hits[..2], &[without_reason]).wrong.len(), 3);
+        assert_eq!(between(&hits[..2], &[without_reason]).wrong.len(), 3);
         let of_one_more = Row { alloc_count: 3, ..cut };
-        assert_eq!(Agreement::between(&hits[..2], &[of_one_more]).wrong.len(), 3);
+        assert_eq!(between(&hits[..2], &[of_one_more]).wrong.len(), 3);
     }
 
     #[test]
     fn a_frame_that_gdb_does_not_have_is_wrong() {
-        let agreement = Agreement::between(&[hit(7, &[1, 2])], &[row(1, 7, &[1, 3, 2], Some("a reason"))]);
+        let agreement = between(&[hit(7, &[1, 2])], &[row(1, 7, &[1, 3, 2], Some("a reason"))]);
         assert_eq!((agreement.equal, agreement.wrong.len()), (0, 2));
         assert!(
-            agreement.wrong[0].contains("then memtrace has a+0x3 < a+0x2; gdb has a+0x2"),
+            agreement.wrong[0].contains("after a+0x1 memtrace has a+0x3 < a+0x2; gdb has a+0x2"),
             "{agreement:?}"
         );
-        let agreement = Agreement::between(&[hit(7, &[1, 2])], &[]);
+        let agreement = between(&[hit(7, &[1, 2])], &[]);
         assert_eq!(agreement.wrong.len(), 1);
-        let agreement = Agreement::between(&[], &[row(1, 7, &[1], None)]);
+        let agreement = between(&[], &[row(1, 7, &[1], None)]);
         assert_eq!(agreement.wrong.len(), 1);
     }
 }

@@ -7,7 +7,7 @@ use memtrace_tests::harness::program::open_directory;
 use memtrace_tests::harness::return_probes::ReturnProbes;
 use memtrace_tests::harness::shapes::{function_offset, rust_shapes, shapes, shapes_program};
 use memtrace_tests::harness::{Memtrace, Report, Target, as_root};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 /// The share of stacks that must be equal.
@@ -61,6 +61,7 @@ impl Case<'_> {
 
         let mut target = self.start();
         let disturbance = disturb(target.pid());
+        let vdso = vdso(target.pid());
         let session =
             memtrace(&self.plan).args(["-p", &target.pid().to_string(), "--format", "json"]).trace();
         self.tell(&mut target, self.commands);
@@ -68,8 +69,17 @@ impl Case<'_> {
         let report = session.finish().report();
         drop(disturbance);
         report.expect_nothing_lost();
-        Agreement::between(&hits, &report.stacks)
+        Agreement::between(&hits, &report.stacks, vdso)
     }
+}
+
+/// Where a process has the kernel's code.
+fn vdso(pid: u32) -> Range<u64> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("the target lives");
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).unwrap_or("0-0 ");
+    let (start, end) = line[..line.find(' ').expect("a range")].split_once('-').expect("two addresses");
+    let address = |digits| u64::from_str_radix(digits, 16).expect("an address");
+    address(start)..address(end)
 }
 
 /// A run that sees the blocks of the plan alone.
@@ -88,14 +98,14 @@ fn compare_command(program: &Path) -> Agreement {
     memtrace(&plan).output(&file).arg("--").arg(program).run().expect_code(7);
     let report = Report::read(&file);
     report.expect_nothing_lost();
-    Agreement::between(&hits, &report.stacks)
+    Agreement::between(&hits, &report.stacks, 0..0)
 }
 
 /// Prints the summary and checks that nothing is wrong; and the share of what is equal, which it gives.
 fn check(name: &str, agreement: &Agreement) -> f64 {
     println!("{}", agreement.summary(name));
-    for text in agreement.wrong.iter().take(SHOWN) {
-        println!("    wrong: {text}");
+    for (count, text) in agreement.wrong_kinds().into_iter().take(SHOWN) {
+        println!("    {count} wrong: {text}");
     }
     let mut cuts: Vec<_> = agreement.cuts.iter().collect();
     cuts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
