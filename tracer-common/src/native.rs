@@ -255,10 +255,11 @@ impl Walk {
             Base::RbpIndirect | Base::RspIndirect => {
                 let is_rbp = rule.base() as u8 == Base::RbpIndirect as u8;
                 let base = if is_rbp { self.bp } else { sp };
-                let Some(cfa) = process.read_word(base.wrapping_add(rule.cfa_offset() as u64)) else {
+                let offset = if is_rbp { rule.cfa_offset() } else { rule.slot_offset() };
+                let Some(cfa) = process.read_word(base.wrapping_add(offset as u64)) else {
                     return self.end_behind(word, WalkEnd::Unreadable, stack);
                 };
-                let cfa = if is_rbp { cfa } else { cfa.wrapping_add(8) };
+                let cfa = if is_rbp { cfa } else { cfa.wrapping_add(rule.slot_cfa_offset() as u64) };
                 // Counted from the CFA, as everywhere else.
                 let bp_offset = if is_rbp {
                     self.bp.wrapping_add(rule.rbp_offset() as u64).wrapping_sub(cfa) as i64

@@ -27,7 +27,8 @@ pub enum Base {
     /// CFA = the word at `rbp` + distance: GCC's realigned frames. The distance to the saved `rbp` counts
     /// from `rbp`, where 0 is a distance like any other.
     RbpIndirect = 2,
-    /// CFA = the word at `rsp` + distance, + 8: hand-written code that realigns its stack.
+    /// CFA = the word at `rsp` + one distance, + another: hand-written code that realigns its stack. See
+    /// [`Rule::by_slot`].
     RspIndirect = 3,
     /// CFA = `rsp` + 8, and 8 more from byte 11 of each 16-byte slot on: lazy binding's PLT.
     Plt = 4,
@@ -61,7 +62,9 @@ pub enum Special {
 /// | 3-18 | distance to the CFA in words of 8 bytes, signed |
 /// | 19-31 | distance from the CFA to the saved `rbp` in words of 8 bytes, signed; 0 = `rbp` is unchanged |
 ///
-/// A wide rule has the index of its word in bits 3-31, a special one its [`Special`].
+/// A wide rule has the index of its word in bits 3-31, a special one its [`Special`]. One of base
+/// [`Base::RspIndirect`] has two distances in words in bits 3-18: 3-13 the signed one from `rsp` to the slot,
+/// 14-18 what is added to the word there.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rule(pub u32);
@@ -95,6 +98,20 @@ impl Rule {
         let cfa = (cfa as u32) & 0xffff;
         let rbp = (rbp as u32) & 0x1fff;
         Some(Self(base as u32 | cfa << 3 | rbp << 19))
+    }
+
+    /// A rule of base [`Base::RspIndirect`]: CFA = the word at `rsp` + `slot_offset`, + `cfa_offset`; distances
+    /// in bytes. `None` where they do not fit, or are no whole words.
+    pub const fn by_slot(slot_offset: i64, cfa_offset: i64, rbp_offset: i64) -> Option<Self> {
+        if slot_offset % 8 != 0 || cfa_offset % 8 != 0 {
+            return None;
+        }
+        let (slot, cfa) = (slot_offset / 8, cfa_offset / 8);
+        if slot < -(1 << 10) || slot >= 1 << 10 || cfa < 0 || cfa >= 1 << 5 {
+            return None;
+        }
+        let both = slot & 0x7ff | cfa << 11;
+        Self::new(Base::RspIndirect, (both << 48 >> 48) * 8, rbp_offset)
     }
 
     /// The rule whose distances are in wide word `index`: base [`Base::WideRsp`] or [`Base::WideRbp`].
@@ -133,6 +150,18 @@ impl Rule {
     #[inline(always)]
     pub const fn cfa_offset(self) -> i64 {
         ((self.0 >> 3) as u16 as i16) as i64 * 8
+    }
+
+    /// Distance from `rsp` to the slot of a rule of base [`Base::RspIndirect`], bytes.
+    #[inline(always)]
+    pub const fn slot_offset(self) -> i64 {
+        ((self.0 << 18) as i32 >> 21) as i64 * 8
+    }
+
+    /// What is added to the word in that slot, bytes.
+    #[inline(always)]
+    pub const fn slot_cfa_offset(self) -> i64 {
+        (self.0 >> 14 & 0x1f) as i64 * 8
     }
 
     /// Distance to the saved `rbp`, bytes.
@@ -259,6 +288,15 @@ mod tests {
         }
         assert_eq!(Rule::SIGNAL_FRAME.special_kind(), Special::SignalFrame);
         assert_eq!(Rule::NONE.special_kind(), Special::None);
+        for (slot, cfa, rbp) in [(0, 8, 0), (24, 64, -16), (-8192, 248, -8), (8184, 0, 8), (-40, 32, 0)] {
+            let rule = Rule::by_slot(slot, cfa, rbp).unwrap();
+            assert_eq!(rule.base(), Base::RspIndirect);
+            assert_eq!((rule.slot_offset(), rule.slot_cfa_offset(), rule.rbp_offset()), (slot, cfa, rbp));
+        }
+        for (slot, cfa, rbp) in [(4, 8, 0), (8, 12, 0), (8192, 8, 0), (-8200, 8, 0), (8, -8, 0), (8, 256, 0)]
+        {
+            assert_eq!(Rule::by_slot(slot, cfa, rbp), None);
+        }
         let wide = Rule::wide(Base::WideRbp, (1 << 29) - 1).unwrap();
         assert_eq!((wide.base(), wide.wide_index()), (Base::WideRbp, (1 << 29) - 1));
         assert_eq!(Rule::wide(Base::WideRsp, 1 << 29), None);

@@ -118,10 +118,10 @@ fn follows_realigned_frames_and_large_ones() {
     let made =
         Made::new(vec![after(10), 0, 0, slot(8), slot(9), 0, 0, after(20), 0, 0x77, after(30)], &rules);
     assert_eq!(made.walked(slot(4)), (vec![after(10), after(20), after(30)], WalkEnd::Complete));
-    // rsp + 16 holds the address 8 below the CFA.
-    let rules =
-        [(10, rule(Base::RspIndirect, 8, -16)), (20, rule(Base::Rbp, 16, -16)), (30, Rule::OUTERMOST)];
-    let made = Made::new(vec![after(10), 0, slot(4), slot(6), after(20), 0, 0x77, after(30)], &rules);
+    // rsp + 8 holds the address 24 below the CFA.
+    let by_slot = Rule::by_slot(8, 24, -16).unwrap();
+    let rules = [(10, by_slot), (20, rule(Base::Rbp, 16, -16)), (30, Rule::OUTERMOST)];
+    let made = Made::new(vec![after(10), 0, slot(2), slot(6), after(20), 0, 0x77, after(30)], &rules);
     assert_eq!(made.walked(1), (vec![after(10), after(20), after(30)], WalkEnd::Complete));
     let wide = [(10, Rule::wide(Base::WideRsp, 0).unwrap()), (20, Rule::OUTERMOST)];
     let mut words = vec![after(10)];

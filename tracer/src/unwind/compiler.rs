@@ -8,6 +8,7 @@ use tracer_common::unwind_table::{Base, Rule};
 
 use super::calls::CodeReader;
 use super::functions::{Bytes, Function, Source, Tables};
+use super::held::{self, Held};
 use super::image::{CodeSegment, Image};
 use super::rows::{Rows, WideRules};
 use super::rule::{Form, Reader};
@@ -50,6 +51,7 @@ pub(super) fn compile(
         context: UnwindContext::new(),
         rows: Rows::new(),
         wide: WideRules::default(),
+        held: Vec::new(),
         signal_returns_left: MAX_SIGNAL_RETURNS,
     };
     let mut segments: Vec<_> = image.segments().iter().collect();
@@ -58,6 +60,7 @@ pub(super) fn compile(
         compiler.segment(image, segment, &functions);
     }
     for segment in segments {
+        compiler.held(segment, &functions);
         compiler.signal_returns(segment);
     }
     compiler.rows.into_table(compiler.wide)
@@ -74,6 +77,8 @@ struct Compiler<'t, 'a> {
     context: UnwindContext<usize>,
     rows: Rows,
     wide: WideRules,
+    /// Code that is looked at again when all rows are there.
+    held: Vec<Held>,
     signal_returns_left: usize,
 }
 
@@ -133,6 +138,11 @@ impl<'a> Compiler<'_, 'a> {
                     let end_addr = row.end_address().min(end_addr);
                     plt_slots(&mut self.rows, segment, start_addr, end_addr, pushed_at);
                 }
+                Form::Held { register, cfa_offset, rbp_offset } => {
+                    self.rows.set(segment.file_offset_of(start_addr), Rule::UNSUPPORTED);
+                    let code = start_addr..row.end_address().min(end_addr);
+                    self.held.push(Held { code, register, cfa_offset, rbp_offset });
+                }
             }
         }
         // What is behind a damaged row has no rule, and not that of the row before it.
@@ -180,6 +190,14 @@ impl<'a> Compiler<'_, 'a> {
         }
         frame_pointers::rules(code, rest..gap.end, &mut set);
         set(gap.end, Rule::NONE);
+    }
+
+    /// The rules of calls that are made with the CFA in a register that the callee saves.
+    fn held(&mut self, segment: &CodeSegment<'_>, functions: &[Function]) {
+        held::rules(&self.held, self.tables, functions, segment, |call, rule| {
+            let [start, end] = [call.start, call.end].map(|addr| segment.file_offset_of(addr));
+            self.rows.replace(start, end, rule);
+        });
     }
 
     /// Marks the code that ends signal handlers. It is entered by a return, and looked up as the call

@@ -12,6 +12,7 @@
 //! | `functions.rs` | the functions that the file describes, without overlaps |
 //! | `rule.rs` | one row of unwind information as a rule |
 //! | `compiler.rs` | the rules of all code, in the order of the file |
+//! | `held.rs` | calls made with the CFA in a register that the callee saves |
 //! | `rows.rs` | rules by offset as the words of a table |
 //! | `elsewhere.rs` | unwind information that is split off the file, or packed in it |
 //! | `vdso.rs` | the code that the kernel maps into every process |
@@ -31,6 +32,7 @@ mod entries;
 mod entry;
 mod frame_pointers;
 mod functions;
+mod held;
 mod image;
 mod packed;
 mod rows;

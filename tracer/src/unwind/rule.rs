@@ -32,6 +32,15 @@ pub(super) enum Form {
         /// The byte of a slot from which on the word is pushed.
         pushed_at: u64,
     },
+    /// The CFA is at a fixed distance from a register that callees preserve, and a walk does not follow.
+    Held {
+        /// That register.
+        register: Register,
+        /// Distance from its value to the CFA, bytes.
+        cfa_offset: i64,
+        /// Distance from the CFA to the saved `rbp`, bytes; 0 = unchanged.
+        rbp_offset: i64,
+    },
 }
 
 /// An expression, as far as one is understood.
@@ -74,6 +83,13 @@ impl<'a, S: UnwindSection<Bytes<'a>>> Reader<'_, S> {
 
     fn frame(&self, row: &UnwindTableRow<usize>, wide: &mut WideRules) -> Option<Form> {
         let rule = match row.cfa() {
+            CfaRule::RegisterAndOffset {
+                register: register @ (X86_64::RBX | X86_64::R12 | X86_64::R13 | X86_64::R14 | X86_64::R15),
+                offset,
+            } => {
+                let rbp_offset = self.rbp_offset(row, None)?;
+                return Some(Form::Held { register: *register, cfa_offset: *offset, rbp_offset });
+            }
             CfaRule::RegisterAndOffset { register, offset } => {
                 self.by_register(*register, *offset, row, wide)?
             }
@@ -89,8 +105,8 @@ impl<'a, S: UnwindSection<Bytes<'a>>> Reader<'_, S> {
                     };
                     Rule::new(Base::RbpIndirect, offset, saved_offset)?
                 }
-                Shape::Indirect { register: X86_64::RSP, offset, then: 8 } => {
-                    Rule::new(Base::RspIndirect, offset, self.rbp_offset(row, None)?)?
+                Shape::Indirect { register: X86_64::RSP, offset, then } => {
+                    Rule::by_slot(offset, i64::try_from(then).ok()?, self.rbp_offset(row, None)?)?
                 }
                 Shape::Indirect { .. } => return None,
                 Shape::PltSlots { pushed_at } => {

@@ -221,6 +221,89 @@ fn other_plts_push_at_another_byte() {
 }
 
 #[test]
+fn the_frame_address_is_found_where_the_callee_saves_it() {
+    let source = "
+    binder:
+        .cfi_startproc
+        push    %rbx
+        .cfi_def_cfa_offset 16
+        .cfi_offset %rbx, -16
+        mov     %rsp, %rbx
+        .cfi_def_cfa %rbx, 32
+        and     $-64, %rsp
+        call    saves
+    r_saves:
+        call    *%rax
+    r_indirect:
+        call    saves_late
+    r_saves_late:
+        call    saves_elsewhere
+    r_saves_elsewhere:
+        call    saves_nothing
+    r_saves_nothing:
+        call    undescribed
+    r_undescribed:
+        .cfi_offset %rbp, -24
+        call    saves
+    r_rbp:
+        .cfi_def_cfa %r12, 8
+        call    saves
+    r_other_register:
+        .cfi_def_cfa %rax, 8
+        call    saves
+    r_lost_register:
+        hlt
+        .cfi_endproc
+    saves:
+        .cfi_startproc
+        push    %r12
+        .cfi_def_cfa_offset 16
+        .cfi_offset %r12, -16
+        push    %rbx
+        .cfi_def_cfa_offset 24
+        .cfi_offset %rbx, -24
+        call    *%rax
+        pop     %rbx
+        .cfi_def_cfa_offset 16
+        pop     %r12
+        .cfi_def_cfa_offset 8
+        ret
+        .cfi_endproc
+    saves_late:
+        .cfi_startproc
+        call    *%rax
+        push    %rbx
+        .cfi_def_cfa_offset 16
+        .cfi_offset %rbx, -16
+        call    *%rax
+        .cfi_endproc
+    saves_elsewhere:
+        .cfi_startproc
+        push    %rbx
+        .cfi_def_cfa_offset 16
+        .cfi_offset %rbx, -16
+        call    *%rax
+        .cfi_offset %rbx, -8
+        call    *%rax
+        .cfi_endproc
+    saves_nothing:
+        .cfi_startproc
+        call    *%rax
+        .cfi_endproc
+    undescribed:
+        push    %rbx
+        call    *%rax
+    ";
+    let mut rules = rules_by_label(&built("held.s", source, &["-shared", "-nostdlib"]));
+    let by_slot = |slot, cfa, rbp| Some(Rule::by_slot(slot, cfa, rbp).unwrap());
+    assert_eq!(rules.remove("r_saves"), by_slot(-24, 32, 0));
+    assert_eq!(rules.remove("r_rbp"), by_slot(-24, 32, -24));
+    assert_eq!(rules.remove("r_other_register"), by_slot(-16, 8, -24));
+    assert_eq!(rules.len(), 6, "{rules:?}");
+    assert!(rules.values().all(|rule| *rule == Rule::UNSUPPORTED), "{rules:?}");
+}
+
+#[test]
 fn what_the_entry_point_calls_has_it_as_the_outermost_frame() {
     let source = "
         nop

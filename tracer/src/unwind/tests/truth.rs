@@ -70,7 +70,7 @@ impl State {
                 frame(memory(at(self.bp, rule.cfa_offset())), memory(at(self.bp, rule.rbp_offset())))
             }
             Base::RspIndirect => {
-                let cfa = memory(at(self.sp, rule.cfa_offset())).wrapping_add(8);
+                let cfa = at(memory(at(self.sp, rule.slot_offset())), rule.slot_cfa_offset());
                 frame(cfa, saved(cfa, rule.rbp_offset()))
             }
             Base::Plt => fixed(self.sp, if self.pc & 15 >= 11 { 16 } else { 8 }, 0),
@@ -185,6 +185,8 @@ fn compare(elf: &[u8]) -> Compared {
                 let (expected, found) = (state.by_row(row, &eh_frame), state.by_rule(lookup.at(pc), wide));
                 if found == Caller::OutOfReach && expected != found {
                     compared.given_up += 1;
+                } else if expected == Caller::OutOfReach && lookup.at(pc).base() == Base::RspIndirect {
+                    // Known by what the callee saves, of which this row says nothing.
                 } else {
                     assert_eq!(found, expected, "at {pc:#x}: {row:?}");
                 }
@@ -203,6 +205,10 @@ fn the_c_library_and_the_loader() {
     let loader = existing(&["/lib64/ld-linux-x86-64.so.2"]).unwrap();
     let library =
         existing(&["/lib/x86_64-linux-gnu/libc.so.6", "/usr/lib64/libc.so.6", "/usr/lib/libc.so.6"]).unwrap();
+    // Lazy binding keeps the CFA in `rbx`, where what it calls finds it.
+    let table = compile(&loader, None).unwrap();
+    let mut rules = table.words[table.geometry.rows_at as usize..].iter().map(|row| Rule((row >> 32) as u32));
+    assert!(rules.any(|rule| rule.base() == Base::RspIndirect && rule.slot_offset() < 0));
     for (elf, least) in [(loader, 2_000), (library, 15_000)] {
         let compared = compare(&elf);
         assert!(compared.rows > least && compared.given_up == 0, "{compared:?}");

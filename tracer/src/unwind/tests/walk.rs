@@ -15,7 +15,7 @@ use tracer_common::unwind_table::{CodeMapping, Words};
 use super::super::{Table, compile, vdso};
 use super::{build, symbols};
 
-/// Blocks in `read`, called from a signal's handler, which interrupted f3, called from f2, from the C library's
+/// Blocks in `read`, called from looks_up, from binds, from a signal's handler, which interrupted f3, called from f2, from the C library's
 /// `qsort`, from f1, from `main`. `wait_here` saves `rbp` on top of the stack, so that a reader of its stack
 /// knows both registers.
 const PROGRAM: &str = r#"
@@ -26,9 +26,18 @@ const PROGRAM: &str = r#"
     long wait_here(void);
     __asm__(".text\nwait_here:\n push %rbp\n lea -64(%rsp), %rsi\n xor %edi, %edi\n mov $1, %edx\n"
             " xor %eax, %eax\n syscall\n pop %rbp\n ret\n");
+    /* As glibc's lazy binding: only rbx knows where the frame is, and only the callee where rbx is. */
+    long binds(long (*)(void));
+    __asm__(".text\nbinds:\n .cfi_startproc\n push %rbx\n .cfi_def_cfa_offset 16\n .cfi_offset %rbx, -16\n"
+            " mov %rsp, %rbx\n .cfi_def_cfa_register %rbx\n and $-4096, %rsp\n call looks_up\n mov %rbx, %rsp\n"
+            " .cfi_def_cfa_register %rsp\n pop %rbx\n .cfi_def_cfa_offset 8\n ret\n .cfi_endproc\n"
+            "looks_up:\n .cfi_startproc\n push %r12\n .cfi_def_cfa_offset 16\n .cfi_offset %r12, -16\n"
+            " push %rbx\n .cfi_def_cfa_offset 24\n .cfi_offset %rbx, -24\n sub $8, %rsp\n"
+            " .cfi_def_cfa_offset 32\n xor %ebx, %ebx\n call *%rdi\n add $8, %rsp\n .cfi_def_cfa_offset 24\n"
+            " pop %rbx\n .cfi_def_cfa_offset 16\n pop %r12\n .cfi_def_cfa_offset 8\n ret\n .cfi_endproc\n");
     volatile long waited;
     void handler(int number) {
-        waited = wait_here() + number;
+        waited = binds(wait_here) + number;
     }
     typedef long vector __attribute__((vector_size(32)));
     /* Realigns its frame for the vectors, whose number is not known. */
@@ -56,7 +65,7 @@ const PROGRAM: &str = r#"
 "#;
 
 /// Its functions on the stack, innermost first; `_start` comes with the C library.
-const PROGRAM_FUNCTIONS: [&str; 6] = ["handler", "f3", "f2", "f1", "main", "_start"];
+const PROGRAM_FUNCTIONS: [&str; 8] = ["looks_up", "binds", "handler", "f3", "f2", "f1", "main", "_start"];
 
 /// A process with the tables of what it has mapped.
 struct Live {
