@@ -2,6 +2,7 @@
 
 mod image;
 mod program;
+mod storage;
 mod walking;
 
 use std::path::Path;
