@@ -1,4 +1,6 @@
 //! What is sent of a Python code object while it lives: its names and its line table.
+//!
+//! Recordings hold these records: another size of a field is another version of their format.
 
 use crate::event::Header;
 

@@ -44,7 +44,7 @@ pub const MAX_SECTION_BYTES: usize = 16 << 20;
 pub const EVENT_BATCH_BYTES: usize = 256 << 10;
 
 /// Most bytes in one record, what its u16 length can say. The longest, a code object whose line table
-/// user space read, is 62,264.
+/// user space read, is 63,528.
 pub const MAX_RECORD_BYTES: usize = u16::MAX as usize;
 
 /// What a section holds. The discriminants are the format: append only.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use tracer_common::event::WalkEnd;
 use tracer_common::frame::Frame as Word;
 
 use super::Names;
@@ -49,7 +50,7 @@ impl<'a> Framer<'a> {
             let contains = added.iter().rposition(is_evaluator_function);
             is_evaluator.extend((0..added.len()).map(|index| contains.is_some_and(|last| index <= last)));
         }
-        drop_stood_for(&mut frames, &is_evaluator);
+        drop_stood_for(&mut frames, &is_evaluator, may_be_out_of_place(stack.end));
         frames
     }
 
@@ -96,15 +97,30 @@ fn is_evaluator_function(frame: &Frame) -> bool {
     EVALUATORS.contains(&whole) || function.starts_with(TAIL_CALLING_EVALUATOR)
 }
 
-/// Drops the runs of the interpreter's frames that stand next to a Python frame.
-fn drop_stood_for(frames: &mut Vec<Frame>, is_evaluator: &[bool]) {
+/// Whether Python frames may stand elsewhere than the interpreter's that run them: then they come last.
+fn may_be_out_of_place(end: WalkEnd) -> bool {
+    match end {
+        WalkEnd::Complete | WalkEnd::PythonUnreadable => false,
+        WalkEnd::PythonUnplaced
+        | WalkEnd::TooDeep
+        | WalkEnd::NoUnwindInfo
+        | WalkEnd::Unsupported
+        | WalkEnd::Unreadable
+        | WalkEnd::Astray => true,
+    }
+}
+
+/// Drops the runs of the interpreter's frames that stand next to a Python frame; with `all`, every one of a
+/// stack that has Python frames.
+fn drop_stood_for(frames: &mut Vec<Frame>, is_evaluator: &[bool], all: bool) {
+    let all = all && frames.iter().any(|frame| frame.kind == FrameKind::Python);
     let is_python = |index: usize| frames.get(index).is_some_and(|frame| frame.kind == FrameKind::Python);
     let mut is_dropped = vec![false; frames.len()];
     let mut start = 0;
     while start < frames.len() {
         let length = is_evaluator[start..].iter().take_while(|is| **is).count();
         let end = start + length;
-        if length > 0 && (is_python(end) || start.checked_sub(1).is_some_and(is_python)) {
+        if length > 0 && (all || is_python(end) || start.checked_sub(1).is_some_and(is_python)) {
             is_dropped[start..end].fill(true);
         }
         start = end.max(start + 1);
@@ -115,7 +131,6 @@ fn drop_stood_for(frames: &mut Vec<Frame>, is_evaluator: &[bool]) {
 
 #[cfg(test)]
 mod tests {
-    use tracer_common::event::WalkEnd;
     use tracer_common::frame::{interrupted, python as python_word};
 
     use super::*;
@@ -138,6 +153,10 @@ mod tests {
 
     /// The functions of a stack of these: `py` is a Python frame, `in>out` is inlined.
     fn kept(stack: &[&str]) -> Vec<String> {
+        kept_of(WalkEnd::Complete, stack)
+    }
+
+    fn kept_of(end: WalkEnd, stack: &[&str]) -> Vec<String> {
         let mut names = Names::new();
         let mut words = Vec::new();
         for (index, element) in stack.iter().enumerate() {
@@ -148,10 +167,13 @@ mod tests {
             names.insert(CodeAddr::Unmapped { addr }, frames);
             words.push(if *element == "py" { python_word(0x8000, 0) } else { addr });
         }
-        framed(&names, &words).into_iter().map(|frame| frame.function.unwrap_or("py".to_owned())).collect()
+        framed(&names, end, &words)
+            .into_iter()
+            .map(|frame| frame.function.unwrap_or("py".to_owned()))
+            .collect()
     }
 
-    fn framed(names: &Names, words: &[u64]) -> Vec<Frame> {
+    fn framed(names: &Names, end: WalkEnd, words: &[u64]) -> Vec<Frame> {
         let mut trace = Trace::new(SizeLimits::ALL);
         let code = RawCode {
             header: tracer_common::code::CodeHeader {
@@ -168,7 +190,7 @@ mod tests {
             table: [].into(),
         };
         trace.apply(&Event::Code(code), &[]);
-        let raw = RawStack { header: Default::default(), id: 1, end: WalkEnd::Complete, words: words.into() };
+        let raw = RawStack { header: Default::default(), id: 1, end, words: words.into() };
         trace.apply(&Event::Stack(raw), &[]);
         Framer::new(names, &trace.codes).frames(&trace.stacks[&1])
     }
@@ -195,6 +217,17 @@ mod tests {
     }
 
     #[test]
+    fn the_interpreter_is_left_out_where_its_python_frames_come_last() {
+        let stack = ["f", "_PyEval_EvalFrameDefault", "call", "_start", "py", "py"];
+        for end in [WalkEnd::PythonUnplaced, WalkEnd::NoUnwindInfo] {
+            assert_eq!(kept_of(end, &stack), ["f", "call", "_start", "py", "py"]);
+        }
+        // Its Python frames may be those that are missing, or there are none.
+        assert_eq!(kept_of(WalkEnd::PythonUnreadable, &stack), stack);
+        assert_eq!(kept_of(WalkEnd::PythonUnplaced, &stack[..4]), stack[..4]);
+    }
+
+    #[test]
     fn what_is_inlined_into_the_interpreter_goes_with_it() {
         assert_eq!(kept(&["f", "Py_DECREF>_PyEval_EvalFrameDefault", "py"]), ["f", "py"]);
         // The interpreter inlined into something else takes nothing along but itself.
@@ -206,8 +239,11 @@ mod tests {
 
     #[test]
     fn python_frames_have_no_address_and_interrupted_ones_have_their_own() {
-        let frames =
-            framed(&Names::new(), &[0x10, interrupted(0x20), python_word(0x9000, 3), python_word(0x9008, 3)]);
+        let frames = framed(
+            &Names::new(),
+            WalkEnd::Complete,
+            &[0x10, interrupted(0x20), python_word(0x9000, 3), python_word(0x9008, 3)],
+        );
         let addresses: Vec<_> = frames.iter().map(|frame| frame.address.as_deref()).collect();
         assert_eq!(addresses, [Some("0x10"), Some("0x20"), None, None]);
         assert_eq!((frames[2].function.as_deref(), frames[2].line), (Some("f"), Some(7)));
