@@ -237,7 +237,8 @@ impl Walk {
             }
         }
         let is_mapped = self.mapping.end_addr != 0;
-        let rule = if is_mapped { rule_at(process, &self.mapping, addr) } else { Rule::NONE };
+        let has_table = is_mapped && self.mapping.table != CodeMapping::NO_TABLE;
+        let rule = if has_table { rule_at(process, &self.mapping, addr) } else { Rule::NONE };
         if rule != Rule::NONE {
             self.guessed_count = NOT_GUESSED;
         }
@@ -283,7 +284,7 @@ impl Walk {
                 Special::Unsupported => return self.end_behind(word, WalkEnd::Unsupported, stack),
                 Special::SignalFrame => return self.signal_step(process, word, stack),
                 Special::None => {
-                    if is_mapped {
+                    if has_table {
                         return self.end_behind(word, WalkEnd::NoUnwindInfo, stack);
                     }
                     if !is_interrupted
@@ -295,8 +296,14 @@ impl Walk {
                     // Code without a file, as a JIT compiler makes it: by its frame pointer, and only where
                     // that leads back to known code.
                     if self.guessed_count == NOT_GUESSED {
-                        self.guessed_count = self.count + 1;
-                        self.guessed_hash = folded(self.hash, word);
+                        // Where no code is known to lie, it may be data that was taken for an address.
+                        if is_mapped || self.count == 0 {
+                            self.guessed_count = self.count + 1;
+                            self.guessed_hash = folded(self.hash, word);
+                        } else {
+                            self.guessed_count = self.count;
+                            self.guessed_hash = self.hash;
+                        }
                     }
                     if self.bp.wrapping_sub(sp) > FRAME_POINTER_REACH {
                         return self.end_behind(word, WalkEnd::NoUnwindInfo, stack);
@@ -437,7 +444,7 @@ impl Walk {
     #[inline(always)]
     fn end_behind(&mut self, word: u64, end: WalkEnd, stack: &mut Stack) {
         if self.guessed_count != NOT_GUESSED && self.guessed_count <= self.count {
-            // What was crossed without a table led nowhere: of it only the first frame is certain.
+            // What was crossed without a table led nowhere: of it only the first frame is certain, if that.
             self.count = self.guessed_count;
             self.hash = self.guessed_hash;
             return self.end(WalkEnd::NoUnwindInfo);

@@ -169,6 +169,16 @@ fn code_without_a_file_is_crossed_only_into_a_known_table() {
     assert_eq!(made.walked(slot(1)), (vec![jit, jit + 8, after(10)], WalkEnd::Complete));
     let made = Made::new(vec![jit, slot(3), jit + 8, slot(5), 0x666, 0], &rules);
     assert_eq!(made.walked(slot(1)), (vec![jit], WalkEnd::NoUnwindInfo));
+    // Elsewhere than at the innermost frame it must lie in executable memory.
+    let rules = [(5, rule(Base::Rsp, 8, 0)), (10, Rule::OUTERMOST)];
+    let mut made = Made::new(vec![after(5), jit, 0, 0x666], &rules);
+    assert_eq!(made.walked(0x10), (vec![after(5)], WalkEnd::NoUnwindInfo));
+    let table = CodeMapping::NO_TABLE;
+    let code = CodeMapping { start_addr: jit - 8, end_addr: jit + 8, table, ..CodeMapping::default() };
+    made.mappings.insert(0, code);
+    assert_eq!(made.walked(0x10), (vec![after(5), jit], WalkEnd::NoUnwindInfo));
+    assert_eq!(made.walked(slot(2)), (vec![after(5), jit], WalkEnd::NoUnwindInfo));
+    let rules = [(10, Rule::OUTERMOST)];
     // Mapped code that no table describes is not guessed at.
     let made = Made::new(vec![after(5), 0, slot(5), after(10), 0], &rules);
     assert_eq!(made.walked(slot(2)), (vec![after(5)], WalkEnd::NoUnwindInfo));

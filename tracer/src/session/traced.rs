@@ -125,7 +125,9 @@ impl Traced {
         shared.tables.load(kernel, shared.modules.modules(), &mut notes);
         let tgid = self.target.process.tgid;
         let image = kernel.image(tgid);
-        let placed = shared.tables.placed(kernel, tgid, shared.modules.modules(), &self.mappings);
+        let without_file = self.target.mappings.code_without_file();
+        let modules = shared.modules.modules();
+        let placed = shared.tables.placed(kernel, tgid, modules, &self.mappings, without_file);
         let placed = (placed, image);
         if self.placed.as_ref() != Some(&placed) {
             if let Err(error) = kernel.put_mappings(self.index, image, &placed.0) {
@@ -166,9 +168,11 @@ impl Traced {
         domains: Option<&[Domain]>,
     ) -> anyhow::Result<Option<Vec<String>>> {
         let before = self.target.mappings.mappings().to_vec();
+        let without_file: Vec<_> = self.target.mappings.code_without_file().collect();
         self.target.rediscover()?;
         if self.target.mappings.mappings() == before {
-            return Ok(None);
+            let is_same = self.target.mappings.code_without_file().eq(without_file);
+            return Ok(if is_same { None } else { Some(self.place_code(kernel, shared)) });
         }
         self.instrument(kernel, shared, domains).map(Some)
     }

@@ -49,13 +49,15 @@ impl UnwindTables {
         }
     }
 
-    /// `mappings` of process `tgid`, which are sorted by address, as the kernel side wants them, and the vdso.
+    /// `mappings` of process `tgid`, which are sorted by address, as the kernel side wants them; with them the
+    /// vdso and the other executable memory, `without_file`.
     pub fn placed(
         &mut self,
         kernel: &mut Kernel,
         tgid: u32,
         modules: &[(Module, Option<File>)],
         mappings: &[Mapping],
+        without_file: impl Iterator<Item = (u64, u64)>,
     ) -> Vec<CodeMapping> {
         let placed = mappings.iter().map(|mapping| {
             let geometry = self.by_module.get(mapping.module as usize).copied().flatten();
@@ -69,9 +71,20 @@ impl UnwindTables {
             }
         });
         let mut placed: Vec<CodeMapping> = placed.collect();
-        if let Some(vdso) = self.vdso(kernel, tgid) {
-            let at = placed.partition_point(|mapping| mapping.start_addr < vdso.start_addr);
-            placed.insert(at, vdso);
+        let without_table = without_file.map(|(start_addr, end_addr)| CodeMapping {
+            start_addr,
+            end_addr,
+            table: CodeMapping::NO_TABLE,
+            ..CodeMapping::default()
+        });
+        for other in self.vdso(kernel, tgid).into_iter().chain(without_table) {
+            let at = placed.partition_point(|mapping| mapping.start_addr < other.start_addr);
+            // What lay there before is known longer than it is mapped.
+            let is_free = placed.get(at).is_none_or(|next| other.end_addr <= next.start_addr)
+                && at.checked_sub(1).is_none_or(|before| placed[before].end_addr <= other.start_addr);
+            if is_free {
+                placed.insert(at, other);
+            }
         }
         placed
     }

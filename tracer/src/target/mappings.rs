@@ -107,6 +107,13 @@ impl Mappings {
         &self.known
     }
 
+    /// First address and first behind it of executable memory without a file: what a JIT compiler made, and the
+    /// kernel's own. Sorted by address.
+    pub fn code_without_file(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let without_file = self.current.iter().filter(|extent| extent.module.is_none());
+        without_file.map(|extent| (extent.start_addr, extent.end_addr))
+    }
+
     /// Numbers of the modules mapped now, in the order of their addresses.
     pub fn mapped_now(&self) -> Vec<u32> {
         let mut numbers = Vec::new();
