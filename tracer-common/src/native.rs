@@ -73,8 +73,9 @@ pub struct Registers {
     pub bp: u64,
 }
 
-/// Frame pointers further than this from the stack pointer are not believed, bytes.
-const FRAME_POINTER_REACH: u64 = 1 << 20;
+/// Frame pointers further than this from the stack pointer are not believed, bytes: every word between is looked
+/// at.
+const FRAME_POINTER_REACH: u64 = 1 << 11;
 
 /// Where the kernel puts registers in the `ucontext` of a signal frame: distance from its start, bytes.
 /// `arch/x86/include/uapi/asm/ucontext.h` and `sigcontext.h` of Linux 6.1.
@@ -89,8 +90,8 @@ const MAPPING_STEPS: u32 = 15;
 pub const MAX_MAPPINGS: u32 = (1 << MAPPING_STEPS) - 1;
 
 /// Most steps of a walk: a native frame takes one, or two where Python frames come before it, and a Python
-/// frame one.
-pub const MAX_STEPS: u32 = 3 * MAX_FRAMES as u32;
+/// frame one. The rest is for the words of frames without a table.
+pub const MAX_STEPS: u32 = 5 * MAX_FRAMES as u32;
 
 /// No frame was crossed without a table.
 const NOT_GUESSED: u64 = u64::MAX;
@@ -105,6 +106,8 @@ enum Phase {
     Run = 1,
     /// Takes what is left of the Python frames.
     Rest = 2,
+    /// Looks for a return address between the stack pointer and the frame pointer.
+    Scan = 3,
 }
 
 /// A walk under way.
@@ -134,6 +137,8 @@ pub struct Walk {
     guessed_count: u64,
     /// Hash of these.
     guessed_hash: u64,
+    /// Address of the next word that is looked at before a frame without a table is crossed.
+    scan_addr: u64,
     /// Frames taken.
     count: u64,
     /// How the walk ended.
@@ -158,6 +163,7 @@ impl Walk {
         mark_addr: 0,
         guessed_count: NOT_GUESSED,
         guessed_hash: 0,
+        scan_addr: 0,
         count: 0,
         end: 0,
         hash: 0,
@@ -179,6 +185,7 @@ impl Walk {
         put(&mut self.guessed_count, NOT_GUESSED);
         put(&mut self.phase, Phase::Native as u64);
         put(&mut self.is_interrupted, 0);
+        put(&mut self.scan_addr, 0);
         // What was mapped at the last walk need not be.
         put(&mut self.mapping.start_addr, 0);
         put(&mut self.mapping.end_addr, 0);
@@ -204,6 +211,10 @@ impl Walk {
     pub fn step(&mut self, process: &impl Process, python: &PythonFrames, stack: &mut Stack) -> bool {
         if self.phase == Phase::Native as u64 {
             self.native_step(process, python, stack);
+            return true;
+        }
+        if self.phase == Phase::Scan as u64 {
+            self.scan_step(process);
             return true;
         }
         self.python_step(python, stack)
@@ -305,8 +316,13 @@ impl Walk {
                             self.guessed_hash = self.hash;
                         }
                     }
-                    if self.bp.wrapping_sub(sp) > FRAME_POINTER_REACH {
+                    if self.bp.wrapping_sub(sp) > FRAME_POINTER_REACH || self.bp & 7 != 0 {
                         return self.end_behind(word, WalkEnd::NoUnwindInfo, stack);
+                    }
+                    if self.scan_addr != self.bp {
+                        self.scan_addr = sp;
+                        self.phase = Phase::Scan as u64;
+                        return;
                     }
                     (self.bp.wrapping_add(16), Some(-16))
                 }
@@ -341,6 +357,28 @@ impl Walk {
         }
         if return_addr == 0 {
             self.end(WalkEnd::Complete);
+        }
+    }
+
+    /// One word of the frame of code without a table. Where the code keeps no frame pointer, `rbp` is that of a
+    /// caller, and the return address lies before it: following `rbp` would leave a frame out.
+    #[inline(always)]
+    fn scan_step(&mut self, process: &impl Process) {
+        if self.scan_addr >= self.bp {
+            self.scan_addr = self.bp;
+            self.phase = Phase::Native as u64;
+            return;
+        }
+        let word = process.read_word(self.scan_addr);
+        self.scan_addr = self.scan_addr.wrapping_add(8);
+        let is_code = match word {
+            Some(word) => mapping_of(process, word.wrapping_sub(1)).is_some(),
+            None => true,
+        };
+        if is_code {
+            // No frame pointer reaches there.
+            self.bp = u64::MAX;
+            self.phase = Phase::Native as u64;
         }
     }
 

@@ -169,6 +169,9 @@ fn code_without_a_file_is_crossed_only_into_a_known_table() {
     assert_eq!(made.walked(slot(1)), (vec![jit, jit + 8, after(10)], WalkEnd::Complete));
     let made = Made::new(vec![jit, slot(3), jit + 8, slot(5), 0x666, 0], &rules);
     assert_eq!(made.walked(slot(1)), (vec![jit], WalkEnd::NoUnwindInfo));
+    // What may be its return address lies before the frame pointer: it keeps none.
+    let made = Made::new(vec![jit, after(10), slot(5), slot(6), 0, 0, slot(8), after(10)], &rules);
+    assert_eq!(made.walked(slot(6)), (vec![jit], WalkEnd::NoUnwindInfo));
     // Elsewhere than at the innermost frame it must lie in executable memory.
     let rules = [(5, rule(Base::Rsp, 8, 0)), (10, Rule::OUTERMOST)];
     let mut made = Made::new(vec![after(5), jit, 0, 0x666], &rules);
