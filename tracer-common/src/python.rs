@@ -167,7 +167,7 @@ impl PythonCursor {
                 self.code_words.unit(layout, distance)
             }
         };
-        PythonStep::Frame { code_addr, unit, check: self.code_words.check(layout) }
+        PythonStep::Frame { code_addr, unit, check: self.code_words.check(memory, layout) }
     }
 
     /// Where the bytecode lies that the frame's instruction pointer points into; far from it where that cannot

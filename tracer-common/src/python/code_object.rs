@@ -5,6 +5,12 @@ use crate::code::TextKind;
 use crate::frame::UNKNOWN_UNIT;
 use crate::memory::ReadMemory;
 
+/// Bit of `co_flags`: a function's code (CPython `Include/cpython/code.h`).
+const CO_OPTIMIZED: u64 = 1;
+
+/// Words that are looked at of a text or a table.
+const END_WORDS: u32 = 4;
+
 /// Words of a code object that are read at once, at most.
 const CODE_WORDS: usize = 32;
 
@@ -67,7 +73,7 @@ impl CodeFacts {
             name: text(memory, layout, words.word(layout.code.name)),
             file: text(memory, layout, words.word(layout.code.file)),
             table: bytes(memory, layout, words.word(layout.code.table)),
-            check: words.check(layout),
+            check: words.check(memory, layout),
         })
     }
 }
@@ -100,15 +106,31 @@ impl CodeWords {
     }
 
     /// What tells this code object from another at the same address.
+    ///
+    /// Since 3.12 each has a number of its own. Before, what it refers to must do; but code that is made to be
+    /// run once, as `exec` does it, leaves the addresses of all its parts to the next. Such code is no
+    /// function's, and its texts are looked into.
     #[inline(always)]
-    pub(super) fn check(&self, layout: &PythonLayout) -> u64 {
+    pub(super) fn check(&self, memory: &impl ReadMemory, layout: &PythonLayout) -> u64 {
         let fields = &layout.code;
         let int = |offset| self.word(offset) & 0xffff_ffff;
-        let mut check = fold(0, int(fields.first_line) | int(fields.flags) << 32);
+        let flags = int(fields.flags);
+        let mut check = fold(0, int(fields.first_line) | flags << 32);
         check = fold(check, int(fields.argcount) | int(fields.kwonlyargcount) << 32);
+        let (file, table) = (self.word(fields.file), self.word(fields.table));
         check = fold(check, self.word(fields.name));
-        check = fold(check, self.word(fields.file));
-        fold(check, self.word(fields.table))
+        check = fold(check, file);
+        check = fold(check, table);
+        if fields.version != 0 {
+            return fold(check, int(fields.version));
+        }
+        if flags & CO_OPTIMIZED == 0 {
+            let file = text(memory, layout, file);
+            let file = Bytes { addr: file.addr, len: file.chars.wrapping_mul(file.kind as u32) };
+            check = fold_end(memory, check, &file);
+            check = fold_end(memory, check, &bytes(memory, layout, table));
+        }
+        check
     }
 
     /// Distance from the first instruction to the first of the function's own, bytes.
@@ -129,6 +151,28 @@ impl CodeWords {
     }
 }
 
+/// Folds the last bytes of a text or a table, where names and lines differ.
+#[inline(always)]
+fn fold_end(memory: &impl ReadMemory, check: u64, bytes: &Bytes) -> u64 {
+    // What lies before the first byte belongs to the same object.
+    let from = bytes.addr.wrapping_add(bytes.len.into()).wrapping_sub(u64::from(END_WORDS) * 8);
+    let mut words = [0; 2 * END_WORDS as usize];
+    if bytes.len == 0 || !memory.read_words(from, END_WORDS, &mut words) {
+        return check;
+    }
+    let mut check = check;
+    for (index, word) in words.iter().take(END_WORDS as usize).enumerate() {
+        let behind = 8 * (END_WORDS - 1 - index as u32);
+        let count = bytes.len.saturating_sub(behind);
+        check = match count {
+            0 => check,
+            1..8 => fold(check, word >> (64 - 8 * count)),
+            _ => fold(check, *word),
+        };
+    }
+    check
+}
+
 /// Multiply and fold: the multiplier is 2^64 divided by the golden ratio, made odd.
 #[inline(always)]
 fn fold(check: u64, word: u64) -> u64 {
@@ -139,9 +183,14 @@ fn fold(check: u64, word: u64) -> u64 {
 #[inline(always)]
 fn text(memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) -> Text {
     let fields = &layout.text;
-    let length = memory.read_word(addr.wrapping_add(fields.length.into()));
-    let state = memory.read_word(addr.wrapping_add(fields.state.into()));
-    let (Some(length), Some(state)) = (length, state) else { return Text::default() };
+    // Length, hash, state.
+    let mut words = [0; 4];
+    if fields.state.wrapping_sub(fields.length) != 16
+        || !memory.read_words(addr.wrapping_add(fields.length.into()), 3, &mut words)
+    {
+        return Text::default();
+    }
+    let [length, _, state, _] = words;
     let kind = TextKind::from_number((state >> fields.kind_shift) as u8 & 7);
     let is_compact = state >> fields.compact_bit & 1 != 0;
     let is_ascii = state >> fields.compact_bit >> 1 & 1 != 0;

@@ -163,6 +163,8 @@ pub struct CodeLayout {
     pub table: u16,
     /// `_co_firsttraceable`, 3.11 on.
     pub first_traceable: u16,
+    /// `co_version`, which is another for each code object; 0 before 3.12.
+    pub version: u16,
     /// `co_tlbc`; 0 where the build has none.
     pub tlbc: u16,
     /// `co_code_adaptive`, 3.11 on: from the start of the struct, since it is not read.

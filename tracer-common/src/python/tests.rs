@@ -20,7 +20,13 @@ struct Memory(HashMap<u64, u64>);
 
 impl ReadMemory for Memory {
     fn read_word(&self, addr: u64) -> Option<u64> {
-        self.0.get(&addr).copied()
+        let shift = addr % 8 * 8;
+        let first = *self.0.get(&(addr - addr % 8))?;
+        if shift == 0 {
+            return Some(first);
+        }
+        let second = *self.0.get(&(addr - addr % 8).wrapping_add(8))?;
+        Some(first >> shift | second << (64 - shift))
     }
 }
 
@@ -43,7 +49,7 @@ impl Memory {
 
     /// A code object: type, number of units, line, name, file, table, first traceable unit.
     fn put_code(&mut self, addr: u64, name: u64) {
-        self.put(addr, &[CODE_TYPE, 100, 7 | 3 << 32, 1, name, 0xf11e, 0x7ab1e, 2]);
+        self.put(addr, &[CODE_TYPE, 100, 7 | 3 << 32, 1, name, 0xf110, 0x7ab10, 2]);
     }
 }
 
@@ -96,9 +102,9 @@ fn layout(flavor: Flavor) -> PythonLayout {
         },
         text: TextLayout {
             length: 0,
-            state: 8,
-            ascii_data: 16,
-            compact_data: 32,
+            state: 16,
+            ascii_data: 24,
+            compact_data: 40,
             bytes_size: 0,
             bytes_data: 8,
             kind_shift: 2,
@@ -146,7 +152,7 @@ const CODES: [u64; 3] = [0x2_0000, 0x3_0000, 0x4_0000];
 fn with_codes(thread: u64) -> Memory {
     let mut memory = Memory::new(thread);
     for code in CODES {
-        memory.put_code(code, code + 1);
+        memory.put_code(code, code + 0x100);
     }
     memory
 }
@@ -347,6 +353,43 @@ fn a_check_changes_with_what_names_a_code_object() {
 }
 
 #[test]
+fn code_that_takes_the_place_of_other_code_is_told_by_its_number_or_texts() {
+    let mut numbered = layout(Flavor::Shim);
+    numbered.code.version = 60;
+    let plain = layout(Flavor::Shim);
+    let check_of = |memory: &Memory, layout: &PythonLayout| match steps(memory, layout)[0] {
+        PythonStep::Frame { check, .. } => check,
+        other => panic!("{other:?}"),
+    };
+    let mut memory = shimmed();
+    // `<module>` of a file "ab0", with a table of 39 bytes.
+    memory.put(0x1_1000, &[3, 0, 1 << 2 | 3 << 5, 0x30_6261]);
+    memory.put(0x1_2000, &[39, 1, 2, 3, 4, 0x5_0000_0000_0000]);
+    memory.put(0x1_0ff8, &[7]);
+    memory.put(CODES[0] + 40, &[0x1_1000, 0x1_2000, 2 | 77 << 32]);
+    memory.put(CODES[0] + 16, &[7 | 2 << 32]);
+    let (by_text, by_number) = (check_of(&memory, &plain), check_of(&memory, &numbered));
+    let changed = |addr: u64, word: u64| {
+        let mut memory = memory.clone();
+        memory.put(addr, &[word]);
+        (check_of(&memory, &plain) != by_text, check_of(&memory, &numbered) != by_number)
+    };
+    // The file's name, another table of the same length, the number.
+    assert_eq!(changed(0x1_1018, 0x31_6261), (true, false));
+    assert_eq!(changed(0x1_2008, 0x100_0000_0000_0001), (true, false));
+    assert_eq!(changed(0x1_2028, 0x4_0000_0000_0000), (true, false));
+    assert_eq!(changed(CODES[0] + 56, 2 | 78 << 32), (false, true));
+    // The hash of a text comes later, and what lies behind it is another's.
+    assert_eq!(changed(0x1_1008, 1), (false, false));
+    assert_eq!(changed(0x1_1018, 0xaa00_0000_0030_6261), (false, false));
+    // A function's is not looked into: its parts live as long as the module.
+    memory.put(CODES[0] + 16, &[7 | 3 << 32]);
+    let by_text = check_of(&memory, &plain);
+    memory.put(0x1_1018, &[0x31_6261]);
+    assert_eq!(check_of(&memory, &plain), by_text);
+}
+
+#[test]
 fn a_code_object_is_read_for_its_names() {
     let layout = layout(Flavor::Shim);
     let mut memory = shimmed();
@@ -355,18 +398,18 @@ fn a_code_object_is_read_for_its_names() {
     let facts = read(&memory).unwrap();
     assert_eq!((facts.first_line, facts.name, facts.table), (7, Text::default(), Bytes::default()));
     let state = |kind: u64, is_ascii: u64| kind << 2 | 1 << 5 | is_ascii << 6 | 3;
-    memory.put(CODES[0] + 1, &[11, state(1, 1)]);
-    memory.put(0xf11e, &[12, state(2, 0)]);
-    memory.put(0x7ab1e, &[13]);
+    memory.put(CODES[0] + 0x100, &[11, 0, state(1, 1)]);
+    memory.put(0xf110, &[12, 0, state(2, 0)]);
+    memory.put(0x7ab10, &[13]);
     let facts = read(&memory).unwrap();
     let text = |addr, chars, kind| Text { addr, chars, kind };
-    assert_eq!(facts.name, text(CODES[0] + 17, 11, crate::code::TextKind::Latin1));
-    assert_eq!(facts.file, text(0xf11e + 32, 12, crate::code::TextKind::Ucs2));
-    assert_eq!(facts.table, Bytes { addr: 0x7ab1e + 8, len: 13 });
+    assert_eq!(facts.name, text(CODES[0] + 0x118, 11, crate::code::TextKind::Latin1));
+    assert_eq!(facts.file, text(0xf110 + 40, 12, crate::code::TextKind::Ucs2));
+    assert_eq!(facts.table, Bytes { addr: 0x7ab10 + 8, len: 13 });
     // Not compact, of an unknown kind, too long.
-    memory.put(CODES[0] + 1, &[11, state(1, 1) & !(1 << 5)]);
-    memory.put(0xf11e, &[12, state(3, 0)]);
-    memory.put(0x7ab1e, &[u64::MAX]);
+    memory.put(CODES[0] + 0x100, &[11, 0, state(1, 1) & !(1 << 5)]);
+    memory.put(0xf110, &[12, 0, state(3, 0)]);
+    memory.put(0x7ab10, &[u64::MAX]);
     let facts = read(&memory).unwrap();
     assert_eq!((facts.name, facts.table), (Text::default(), Bytes::default()));
     assert_eq!(facts.file.kind, crate::code::TextKind::Unread);

@@ -2,8 +2,8 @@
 //!
 //! It is a constant of the file. The struct grew with each version: where its groups begin was read from
 //! `Include/internal/pycore_debug_offsets.h` of Debian's 3.13.18, 3.14.10 and 3.15.2. It tells neither where
-//! the thread's state is kept nor `co_flags`, `co_kwonlyargcount` and `_co_firsttraceable`, which lie beside
-//! fields that it does tell in each of these versions.
+//! the thread's state is kept nor `co_flags`, `co_kwonlyargcount`, `co_version` and `_co_firsttraceable`, which
+//! lie beside fields that it does tell in each of these versions.
 
 use super::versions::{BytecodeOffsets, Offsets};
 
@@ -97,6 +97,7 @@ pub(super) fn offsets(told: &[u8], minor: u8, is_free_threaded: bool) -> Option<
     offsets.code.name = code(24)?;
     offsets.code.table = code(32)?;
     offsets.code.first_line = code(40)?;
+    offsets.code.version = Some(offsets.code.first_line.checked_add(24)?);
     let argcount = code(48)?;
     offsets.code.argcount = argcount;
     offsets.code.flags = argcount.checked_sub(4)?;

@@ -40,6 +40,8 @@ pub(super) struct CodeOffsets {
     pub file: u16,
     pub name: u16,
     pub table: u16,
+    /// `co_version`, since 3.12.
+    pub version: Option<u16>,
     /// Of the versions whose bytecode lies in the code object.
     pub bytecode: Option<BytecodeOffsets>,
 }
@@ -143,6 +145,7 @@ const PY38: Offsets = Offsets {
         file: 104,
         name: 112,
         table: 120,
+        version: None,
         bytecode: None,
     },
     text: OLD_TEXT,
@@ -184,6 +187,7 @@ const PY311: Offsets = Offsets {
         file: 112,
         name: 128,
         table: 136,
+        version: None,
         bytecode: Some(BytecodeOffsets { first_traceable: 168, tlbc: None, start: 184 }),
     },
     text: OLD_TEXT,
@@ -206,6 +210,7 @@ const PY312: Offsets = Offsets {
         argcount: 52,
         kwonlyargcount: 60,
         first_line: 68,
+        version: Some(92),
         bytecode: Some(BytecodeOffsets { first_traceable: 176, tlbc: None, start: 192 }),
         ..PY311.code
     },
@@ -251,6 +256,10 @@ const fn free_code(code: CodeOffsets, bytecode: BytecodeOffsets) -> CodeOffsets 
         file: code.file + 16,
         name: code.name + 16,
         table: code.table + 16,
+        version: match code.version {
+            Some(version) => Some(version + 16),
+            None => None,
+        },
         bytecode: Some(bytecode),
     }
 }
@@ -348,6 +357,9 @@ impl Offsets {
         for int in [fields.argcount, fields.kwonlyargcount, fields.flags, fields.first_line] {
             span.add(int, 4);
         }
+        if let Some(version) = fields.version {
+            span.add(version, 4);
+        }
         if let Some(bytecode) = &fields.bytecode {
             span.add(self.ob_size, 8);
             span.add(bytecode.first_traceable, 4);
@@ -371,6 +383,7 @@ impl Offsets {
             name: inside(fields.name),
             table: inside(fields.table),
             first_traceable: bytecode.map_or(0, |bytecode| inside(bytecode.first_traceable)),
+            version: fields.version.map_or(0, inside),
             tlbc: bytecode.and_then(|bytecode| bytecode.tlbc).map_or(0, inside),
             bytecode: bytecode.map_or(0, |bytecode| bytecode.start),
         })
