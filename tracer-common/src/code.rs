@@ -12,7 +12,7 @@ pub const MAX_FILE_BYTES: usize = 1024 - 8;
 pub const SMALL_TABLE_BYTES: usize = 1024 - 8;
 /// Most bytes of a line table in a record of the larger size. Of a longer table user space reads all from
 /// the process.
-pub const LARGE_TABLE_BYTES: usize = 16 * 1024 - 8;
+pub const LARGE_TABLE_BYTES: usize = 32 * 1024 - 8;
 
 /// Most bytes of a line table in a record that user space has completed, so that a recording can hold it. Of
 /// a longer table it has the beginning.
