@@ -6,6 +6,7 @@
 
 mod allocate;
 mod idle;
+mod measure;
 mod move_break;
 mod process;
 mod release;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tracer_common::probe::Domain;
 
@@ -95,9 +95,9 @@ pub struct TraceArgs {
     /// are not slowed, but detaching takes a tenth of a second per probe
     #[arg(long)]
     pub single_links: bool,
-    /// Place probes that do nothing: what traps cost by themselves, for `cargo xtask bench`
-    #[arg(long, hide = true)]
-    pub empty_probes: bool,
+    /// Place probes that do a part of the work alone and trace nothing, for `cargo xtask bench`
+    #[arg(long, hide = true, value_name = "PART")]
+    pub probe_only: Option<ProbeOnly>,
     /// Less on standard error
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -107,6 +107,19 @@ pub struct TraceArgs {
     /// Command to start and trace from its first allocation
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "pids")]
     pub target_command: Vec<OsString>,
+}
+
+/// A part of the work of probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProbeOnly {
+    /// The traps of a trace
+    Traps,
+    /// Those at entries
+    Empty,
+    /// Those at entries, with the kernel's `bpf_get_stack` at allocations
+    GetStack,
+    /// Those at entries, with a stack as it is taken for a trace at allocations
+    Stack,
 }
 
 /// What to print, where to write: the same for tracing and for `report`.

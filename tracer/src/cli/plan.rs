@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracer_common::probe::Domain;
 
-use super::args::{OutputArgs, TraceArgs};
+use super::args::{OutputArgs, ProbeOnly, TraceArgs};
 use crate::exit::{Code, Failure};
 use crate::ledger::SizeLimits;
 use crate::report::{Filter, Format};
@@ -50,8 +50,8 @@ pub struct TracePlan {
     pub max_stacks: Option<u32>,
     /// Hold each probe by a link of its own.
     pub single_links: bool,
-    /// Place probes that do nothing.
-    pub empty_probes: bool,
+    /// Place probes that do a part of the work alone.
+    pub probe_only: Option<ProbeOnly>,
     /// No progress on standard error.
     pub quiet: bool,
 }
@@ -118,7 +118,7 @@ impl TracePlan {
             ring_bytes,
             max_stacks: args.max_stacks,
             single_links: args.single_links,
-            empty_probes: args.empty_probes,
+            probe_only: args.probe_only,
             quiet: args.quiet,
         })
     }

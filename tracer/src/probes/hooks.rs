@@ -10,10 +10,23 @@ pub enum Purpose {
     /// To trace.
     #[default]
     Trace,
-    /// To cost what traps cost by themselves: programs that do nothing, at the places of the others.
-    Measure,
+    /// To cost what a part of it costs.
+    Measure(Part),
     /// To count calls.
     Count,
+}
+
+/// A part of what a traced call costs. Each has programs that do that part alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All traps, with programs that do nothing.
+    Traps,
+    /// The traps at entries alone.
+    Entries,
+    /// These, with a stack of the kernel's own at allocations.
+    GetStack,
+    /// These, with a stack as it is taken for a trace.
+    Stack,
 }
 
 /// One of the programs that sit on functions, in the order in which they are attached: the ends of calls,
@@ -51,6 +64,10 @@ pub enum Hook {
     EmptyLeave,
     /// Does nothing at both ends.
     Empty,
+    /// Takes a stack at an entry, and no more.
+    StackEnter,
+    /// Has the kernel take one.
+    GetStackEnter,
     /// Counts entries.
     Count,
 }
@@ -72,6 +89,8 @@ impl Hook {
             Self::Allocate => "allocate",
             Self::EmptyExit => "empty_exit",
             Self::EmptyEnter | Self::EmptyLeave | Self::Empty => "empty_enter",
+            Self::StackEnter => "stack_enter",
+            Self::GetStackEnter => "get_stack_enter",
             Self::Count => "count_hit",
         }
     }
@@ -103,13 +122,12 @@ impl Hook {
 
     /// The hooks of a function.
     pub fn of(function: Function, purpose: Purpose, has_sessions: bool) -> Vec<Self> {
-        if purpose == Purpose::Count {
-            return if function == Function::CxaThrow { Vec::new() } else { vec![Self::Count] };
-        }
-        let (session, enter, leave) = if purpose == Purpose::Measure {
-            (Self::Empty, Self::EmptyEnter, Self::EmptyLeave)
-        } else {
-            match function.action() {
+        let (session, enter, leave) = match purpose {
+            Purpose::Count if function == Function::CxaThrow => return Vec::new(),
+            Purpose::Count => return vec![Self::Count],
+            Purpose::Measure(Part::Traps) => (Self::Empty, Self::EmptyEnter, Self::EmptyLeave),
+            Purpose::Measure(part) => return vec![Self::of_part(function, part)],
+            Purpose::Trace => match function.action() {
                 Action::Allocate { .. } | Action::Map | Action::MoveBreak | Action::SetBreak => {
                     (Self::Allocate, Self::AllocateEnter, Self::AllocateLeave)
                 }
@@ -118,13 +136,22 @@ impl Hook {
                 Action::Resize { .. } | Action::ResizeInPlace | Action::Unmap | Action::Remap => {
                     (Self::Replace, Self::ReplaceEnter, Self::AllocateLeave)
                 }
-            }
+            },
         };
         match (function.ending(), session.split()) {
             (Ending::Unseen, _) => vec![enter],
             (Ending::AtRet, _) => vec![leave, enter],
             (Ending::ReturnProbe, Some(pair)) if !has_sessions => pair.to_vec(),
             (Ending::ReturnProbe, _) => vec![session],
+        }
+    }
+
+    /// What costs the part of a call, at the entry of `function`.
+    fn of_part(function: Function, part: Part) -> Self {
+        match (function.action(), part) {
+            (Action::Allocate { .. }, Part::Stack) => Self::StackEnter,
+            (Action::Allocate { .. }, Part::GetStack) => Self::GetStackEnter,
+            _ => Self::EmptyEnter,
         }
     }
 }
@@ -136,7 +163,7 @@ mod tests {
     #[test]
     fn an_exception_never_meets_a_return_probe() {
         for function in Function::ALL {
-            for purpose in [Purpose::Trace, Purpose::Measure, Purpose::Count] {
+            for purpose in [Purpose::Trace, Purpose::Measure(Part::Traps), Purpose::Count] {
                 for has_sessions in [false, true] {
                     let hooks = Hook::of(*function, purpose, has_sessions);
                     let returns = hooks.iter().any(|hook| hook.kind() != LinkKind::Entry);
@@ -162,5 +189,18 @@ mod tests {
         assert!(Hook::Release < Hook::AllocateEnter && Hook::Replace < Hook::Allocate);
         assert_eq!(Hook::of(Function::Sbrk, Purpose::Trace, true), [Hook::Allocate]);
         assert_eq!(Hook::of(Function::Malloc, Purpose::Count, true), [Hook::Count]);
+    }
+
+    #[test]
+    fn a_part_is_measured_at_entries_alone() {
+        for has_sessions in [false, true] {
+            let of = |function, part| Hook::of(function, Purpose::Measure(part), has_sessions);
+            assert_eq!(of(Function::Malloc, Part::Entries), [Hook::EmptyEnter]);
+            assert_eq!(of(Function::Malloc, Part::GetStack), [Hook::GetStackEnter]);
+            assert_eq!(of(Function::OperatorNew, Part::Stack), [Hook::StackEnter]);
+            for function in [Function::Free, Function::Realloc, Function::CxaThrow, Function::Mmap] {
+                assert_eq!(of(function, Part::Stack), [Hook::EmptyEnter]);
+            }
+        }
     }
 }

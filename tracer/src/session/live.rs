@@ -17,13 +17,14 @@ use super::detacher::Detacher;
 use super::recorder::Recorder;
 use super::stop::Stop;
 use super::traced::{Shared, Traced};
+use crate::cli::args::ProbeOnly;
 use crate::cli::plan::TracePlan;
 use crate::collect::collector::{Batch, Collector};
 use crate::collect::decode::Decoder;
 use crate::collect::order::{Orderer, Stamped};
 use crate::exit::Failure;
 use crate::model::{Event, Mode};
-use crate::probes::hooks::Purpose;
+use crate::probes::hooks::{Part, Purpose};
 use crate::probes::kernel::{Kernel, KernelLimits};
 use crate::recording::{RecordingHeader, Settings};
 use crate::target::Target;
@@ -124,7 +125,13 @@ impl<'a> Live<'a> {
     /// When the kernel refuses a probe without which frees would be missed.
     pub fn add(&mut self, target: Target) -> Result<(), Failure> {
         let index = u16::try_from(self.traced.len()).map_err(|_| Failure::usage("too many processes"))?;
-        let purpose = if self.plan.empty_probes { Purpose::Measure } else { Purpose::Trace };
+        let purpose = match self.plan.probe_only {
+            None => Purpose::Trace,
+            Some(ProbeOnly::Traps) => Purpose::Measure(Part::Traps),
+            Some(ProbeOnly::Empty) => Purpose::Measure(Part::Entries),
+            Some(ProbeOnly::GetStack) => Purpose::Measure(Part::GetStack),
+            Some(ProbeOnly::Stack) => Purpose::Measure(Part::Stack),
+        };
         let mut traced = Traced::new(target, index, Trace::new(self.plan.limits), purpose);
         let domains = self.plan.domains.as_deref();
         let notes = traced.instrument(&mut self.kernel, &mut self.shared, domains).map_err(|error| {
