@@ -17,13 +17,15 @@ mod measure;
 mod memory_use;
 mod page;
 mod peers;
+mod ready;
 mod samples;
+mod stacks;
 mod started;
 mod table;
 mod targets;
 mod tools;
 
-use figures::Effort;
+use figures::{Effort, Figures};
 use machine::Machine;
 use measure::Bench;
 use page::Page;
@@ -53,12 +55,16 @@ pub struct Args {
 enum Figure {
     /// ns per malloc and free of a C loop
     Pairs,
+    /// ns for a stack, native and of Python
+    Stacks,
     /// The highest rate without loss
     Lossless,
     /// Requests per second of a Python server
     Server,
     /// Memory of memtrace with millions of live blocks
     Memory,
+    /// Time until memtrace traces
+    Ready,
 }
 
 impl Args {
@@ -95,7 +101,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
     let memtrace = cargo::build_memtrace()?;
     targets::build_pairs()?;
-    let pythons = if args.wants(Figure::Server) { Python::find()? } else { Vec::new() };
+    let wants_pythons = args.wants(Figure::Server) || args.wants(Figure::Stacks);
+    let pythons = if wants_pythons { Python::find()? } else { Vec::new() };
     let mut tools: Vec<Tool> = Vec::new();
     for (figure, its_tools) in
         [(Figure::Pairs, &figures::PAIR_TOOLS[..]), (Figure::Server, &figures::SERVER_TOOLS[..])]
@@ -110,17 +117,31 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let peers = Peers::set_up(&tools, &pythons, consent);
     let bench = Bench { memtrace: &memtrace, peers: &peers };
 
-    let pairs = if args.wants(Figure::Pairs) { figures::pairs(&bench, &effort) } else { Vec::new() };
-    let lossless =
-        if args.wants(Figure::Lossless) { figures::lossless(&bench, &effort)? } else { Vec::new() };
-    let memory = if args.wants(Figure::Memory) { Some(figures::memory(&bench, &effort)?) } else { None };
-    let server = figures::server(&bench, &effort, &pythons);
+    let mut figures = Figures::default();
+    if args.wants(Figure::Pairs) {
+        figures.pairs = figures::pairs(&bench, &effort);
+    }
+    if args.wants(Figure::Stacks) {
+        figures.stacks = stacks::stacks(&bench, &effort, &pythons);
+    }
+    if args.wants(Figure::Lossless) {
+        figures.lossless = figures::lossless(&bench, &effort)?;
+    }
+    if args.wants(Figure::Memory) {
+        figures.memory = Some(figures::memory(&bench, &effort)?);
+    }
+    if args.wants(Figure::Ready) {
+        figures.ready = Some(ready::ready(&memtrace, &effort)?);
+    }
+    if args.wants(Figure::Server) {
+        figures.server = figures::server(&bench, &effort, &pythons);
+    }
 
-    let claims = claims::all(&pairs, &lossless, memory.as_ref());
+    let claims = claims::all(&figures);
     let kept = claims.iter().all(|claim| claim.holds() == Some(true));
     let versions = peers.versions().to_vec();
     let command = args.command();
-    let page = Page { machine, command, versions, effort, claims, pairs, lossless, server, memory };
+    let page = Page { machine, command, versions, effort, claims, figures };
     // A peer's words may name files of this machine.
     let text = page.render().replace(&workspace::root().display().to_string(), ".");
     let path = if args.is_record() {

@@ -14,7 +14,7 @@ use crate::process::say;
 use crate::pythons;
 use crate::setup;
 
-mod python_extensions;
+pub mod python_extensions;
 mod python_packages;
 pub mod runner;
 mod rust_targets;

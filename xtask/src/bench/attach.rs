@@ -1,7 +1,7 @@
 //! Attaching a tool to a running target: until its probes are in place, and until they are gone.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -92,23 +92,31 @@ impl Report {
     }
 }
 
+/// The recording of a tool that takes stacks alone: they are in no report, which is of allocations.
+pub fn recording() -> PathBuf {
+    build_dir().join("recorded.memtrace")
+}
+
 impl Attached {
     /// Attaches the tool and waits until every probe of it is in place. `memtrace` is the binary.
     /// Fails when the tool does, with its own words.
     pub fn to(target: &mut Target, tool: Tool, memtrace: &Path) -> Result<Self> {
         match tool.memtrace_flags() {
-            Some(flags) => Self::memtrace(target, flags, memtrace),
+            Some(flags) => Self::memtrace(target, tool, flags, memtrace),
             None if tool == Tool::Bpftrace => Self::bpftrace(target),
             None => bail!("{} does not attach", tool.label()),
         }
     }
 
-    fn memtrace(target: &Target, flags: &[&str], memtrace: &Path) -> Result<Self> {
+    fn memtrace(target: &Target, tool: Tool, flags: &[&str], memtrace: &Path) -> Result<Self> {
         let mut command = Command::new(memtrace);
         // The byte that says "ready" comes first on standard output, and the report after it.
         command
             .args(["-p", &target.pid().to_string(), "-q", "--format", "json", "--ready-fd", "1"])
             .args(flags);
+        if tool.takes_stacks_alone() {
+            command.arg("--force").arg("-o").arg(recording());
+        }
         let mut tool = Started::start(&mut command, &build_dir().join("memtrace.stderr"))?;
         if tool.read_byte(LIMIT)?.is_none() {
             bail!("{}", tool.failure("is not ready in time"));

@@ -7,6 +7,8 @@ use anyhow::{Result, bail};
 use super::attach::Attached;
 use super::measure::Bench;
 use super::memory_use::{self, MemoryUse, processor_ticks};
+use super::ready::Ready;
+use super::stacks::Stacks;
 use super::table::Table;
 use super::targets::{Program, Python, Target, Work};
 use super::tools::Tool;
@@ -55,16 +57,34 @@ pub struct Effort {
     pub server: (u32, u32),
     /// Live blocks.
     pub blocks: u64,
+    /// Repeats of stacks, and milliseconds of each.
+    pub stacks: (u32, u32),
+    /// Repeats of becoming ready.
+    pub ready: u32,
 }
 
 impl Effort {
     /// For the record: some ten minutes.
-    pub const FULL: Self =
-        Self { quick: false, pairs: (5, 700), lossless: (2, 8000), server: (3, 1500), blocks: 5_000_000 };
+    pub const FULL: Self = Self {
+        quick: false,
+        pairs: (5, 700),
+        lossless: (2, 8000),
+        server: (3, 1500),
+        blocks: 5_000_000,
+        stacks: (5, 500),
+        ready: 5,
+    };
 
     /// For trying out: under two minutes.
-    pub const QUICK: Self =
-        Self { quick: true, pairs: (2, 300), lossless: (1, 2000), server: (1, 1000), blocks: 1_000_000 };
+    pub const QUICK: Self = Self {
+        quick: true,
+        pairs: (2, 300),
+        lossless: (1, 2000),
+        server: (1, 1000),
+        blocks: 1_000_000,
+        stacks: (2, 200),
+        ready: 2,
+    };
 
     /// A table of these tools; those that are left out say so.
     fn table(&self, tools: &[Tool]) -> Table {
@@ -127,6 +147,23 @@ pub struct Memory {
     pub outstanding: (u64, u64),
     /// Events lost.
     pub lost: u64,
+}
+
+/// Everything that was measured. What is empty was left out of the run.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Pairs of malloc and free.
+    pub pairs: Vec<Pairs>,
+    /// What stacks cost.
+    pub stacks: Vec<Stacks>,
+    /// Rates without loss.
+    pub lossless: Vec<Lossless>,
+    /// The Python server.
+    pub server: Vec<Server>,
+    /// Memory.
+    pub memory: Option<Memory>,
+    /// Time until memtrace traces.
+    pub ready: Option<Ready>,
 }
 
 /// Measures pairs at each depth. The tools take turns, so that a change of the machine's mood hits all alike.

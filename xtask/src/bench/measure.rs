@@ -1,14 +1,18 @@
 //! One measurement: start the target, attach the tool, let the target work, stop both.
 
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::attach::Attached;
+use super::attach::{self, Attached};
 use super::peers::Peers;
+use super::stacks;
 use super::table::Sample;
 use super::targets::{Program, Target, Work};
 use super::tools::Tool;
+use crate::process::capture;
 
 /// Milliseconds of work before anything is measured: caches, and the first hits of each probe.
 const WARM_UP_MS: u32 = 100;
@@ -46,14 +50,37 @@ impl Bench<'_> {
         let work = target.work(&program.run_command(ms, 0))?;
         let report = attached.map(Attached::stop).transpose()?.flatten();
         target.quit()?;
+        if tool.takes_stacks_alone() {
+            let frames = self.frames(tool, program)?;
+            return Ok(Sample { frames: Some(frames), ..Sample::new(unit(work), report.as_ref()) });
+        }
         // What a tool does not see costs nothing: then the figure would be none.
         if let (Some(report), Program::Pairs { .. }) = (&report, program)
-            && tool != Tool::MemtraceFloor
+            && tool.reports_allocations()
             && report.allocations() + report.lost() < warmed.count + work.count
         {
             let (seen, lost) = (report.allocations(), report.lost());
             bail!("of {} allocations, {seen} were seen and {lost} lost", warmed.count + work.count);
         }
         Ok(Sample::new(unit(work), report.as_ref()))
+    }
+
+    /// Frames of the deepest stack in the recording that the tool has just made: those of Python where the
+    /// program is written in it. Fails when there are fewer than the program has, or the kernel was asked for.
+    fn frames(&self, tool: Tool, program: Program) -> Result<usize> {
+        let recording = attach::recording();
+        let dump = capture(Command::new(self.memtrace).args(["report", "--dump"]).arg(&recording))?;
+        fs::remove_file(&recording).with_context(|| format!("remove {}", recording.display()))?;
+        let (all, of_python) = stacks::deepest(&dump).context("no stack was taken")?;
+        let (seen, wanted) = match program {
+            Program::Pairs { .. } if tool == Tool::ProbeGetStack => (all, stacks::DEPTHS[0]),
+            Program::Pairs { frames, .. } => (all, frames),
+            Program::Stacks { frames, .. } => (of_python, frames),
+            Program::Server(_) => bail!("the server is not measured by its stacks"),
+        };
+        if seen != wanted as usize {
+            bail!("the stack has {wanted} frames, and {seen} were seen");
+        }
+        Ok(seen)
     }
 }

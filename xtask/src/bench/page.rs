@@ -3,11 +3,14 @@
 use std::fmt::Write as _;
 
 use super::claims::Claim;
-use super::figures::{BLOCK_BYTES, Effort, Lossless, Memory, Pairs, Server};
+use super::figures::{BLOCK_BYTES, Effort, Figures, Lossless, Memory, Pairs, Server};
 use super::machine::Machine;
 use super::samples::ratio;
 use super::table::{Row, Table};
 use super::tools::Tool;
+
+mod ready;
+mod stacks;
 
 /// Everything that is on the page. What is empty was left out of the run.
 pub struct Page {
@@ -21,14 +24,8 @@ pub struct Page {
     pub effort: Effort,
     /// The claims on the figures.
     pub claims: Vec<Claim>,
-    /// Pairs of malloc and free.
-    pub pairs: Vec<Pairs>,
-    /// Rates without loss.
-    pub lossless: Vec<Lossless>,
-    /// The Python server.
-    pub server: Vec<Server>,
-    /// Memory.
-    pub memory: Option<Memory>,
+    /// The figures.
+    pub figures: Figures,
 }
 
 const NOT_RUN: &str = "Not measured in this run.\n";
@@ -51,12 +48,16 @@ impl Page {
         page += &claims(&self.claims);
         page += "\n## A malloc and its free\n\n";
         page += &self.pairs_part();
+        page += "\n## What a stack takes\n\n";
+        page += &stacks::part(&self.figures.stacks, self.effort.stacks);
         page += "\n## Events without loss\n\n";
-        page += &lossless(&self.lossless);
+        page += &lossless(&self.figures.lossless);
         page += "\n## A Python server\n\n";
         page += &self.server_part();
         page += "\n## Memory\n\n";
-        page += &self.memory.as_ref().map_or_else(|| NOT_RUN.to_owned(), memory);
+        page += &self.figures.memory.as_ref().map_or_else(|| NOT_RUN.to_owned(), memory);
+        page += "\n## Until memtrace traces\n\n";
+        page += &ready::part(self.figures.ready.as_ref());
         page
     }
 
@@ -76,7 +77,7 @@ impl Page {
     }
 
     fn pairs_part(&self) -> String {
-        if self.pairs.is_empty() {
+        if self.figures.pairs.is_empty() {
             return NOT_RUN.to_owned();
         }
         let (repeats, ms) = self.effort.pairs;
@@ -87,7 +88,7 @@ impl Page {
              frame pointers, which this program has; memtrace walks all of them and needs none. *Frames seen* and *lost* \
              are memtrace's own words; the others do not say what they lose.\n"
         );
-        for Pairs { frames, table } in &self.pairs {
+        for Pairs { frames, table } in &self.figures.pairs {
             let _ = write!(part, "\n{frames} frames:\n\n");
             let base = table.median(Tool::Untraced);
             part += "| | ns per pair, median | lowest – highest | to untraced | added ns | lost | frames seen |\n";
@@ -102,7 +103,7 @@ impl Page {
     }
 
     fn server_part(&self) -> String {
-        if self.server.is_empty() {
+        if self.figures.server.is_empty() {
             return NOT_RUN.to_owned();
         }
         let (repeats, ms) = self.effort.server;
@@ -110,12 +111,13 @@ impl Page {
             "A loop of requests with json, sqlite3, hashlib and zlib in one process ({repeats} times {ms} ms, \
              `tests/targets/bench_server.py`). memtrace takes every domain that it can see in the interpreter, \
              `--domains malloc` the functions that the bpftrace script takes. memray and tracemalloc need a restart and \
-             see Python's allocations only, unless native.\n"
+             see Python's allocations only, unless native. *Frames* are those of the stack that memtrace saw most \
+             often; the script walks frame pointers, which Debian's libraries and its Python do not keep.\n"
         );
-        for Server { python, table } in &self.server {
+        for Server { python, table } in &self.figures.server {
             let _ = write!(part, "\n{python}:\n\n");
-            part += "| | requests per second, median | lowest – highest | slowdown | lost |\n";
-            part += "|---|---:|---:|---:|---:|\n";
+            part += "| | requests per second, median | lowest – highest | slowdown | lost | frames |\n";
+            part += "|---|---:|---:|---:|---:|---:|\n";
             let base = table.median(Tool::Untraced);
             for row in &table.0 {
                 part += &server_row(row, base);
@@ -216,15 +218,16 @@ fn lossless(figures: &[Lossless]) -> String {
 }
 
 fn server_row(row: &Row, base: Option<f64>) -> String {
-    let Some(values) = row.values() else { return missing(row, 3) };
+    let Some(values) = row.values() else { return missing(row, 4) };
     let slowdown = base.and_then(|base| ratio(base, values.median())).map_or_else(|| "–".to_owned(), times);
     format!(
-        "| {} | {} | {} – {} | {slowdown} | {} |\n",
+        "| {} | {} | {} – {} | {slowdown} | {} | {} |\n",
         row.tool.label(),
         number(values.median()),
         number(values.lowest()),
         number(values.highest()),
         row.lost().map_or_else(|| "–".to_owned(), |lost| number(lost as f64)),
+        row.frames().map_or_else(|| "–".to_owned(), |frames| frames.to_string()),
     )
 }
 

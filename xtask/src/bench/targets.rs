@@ -16,7 +16,7 @@ use crate::workspace;
 const ANSWER_LIMIT: Duration = Duration::from_secs(90);
 
 /// The interpreter in its executable.
-const DEBIAN_PYTHON: &str = "/usr/bin/python3";
+pub const DEBIAN_PYTHON: &str = "/usr/bin/python3";
 
 /// Asked of an interpreter. A launcher (pyenv's) starts the real one, which then names itself.
 const QUESTION: &str = "import os, platform
@@ -71,6 +71,13 @@ pub enum Program<'a> {
     },
     /// `bench_server.py`
     Server(&'a Python),
+    /// `bench_stacks.py`
+    Stacks {
+        /// The interpreter.
+        python: &'a Python,
+        /// Python functions on the stack of each `malloc`.
+        frames: u32,
+    },
 }
 
 impl Program<'_> {
@@ -79,7 +86,7 @@ impl Program<'_> {
     pub fn run_command(self, ms: u32, per_second: u64) -> String {
         match self {
             Self::Pairs { threads, .. } => format!("run {ms} {}", per_second / u64::from(threads)),
-            Self::Server(_) => format!("run {ms}"),
+            Self::Server(_) | Self::Stacks { .. } => format!("run {ms}"),
         }
     }
 }
@@ -104,6 +111,11 @@ pub fn build_pairs() -> Result<PathBuf> {
 /// The Python target.
 pub fn server_script() -> PathBuf {
     workspace::root().join("tests/targets/bench_server.py")
+}
+
+/// The Python target with nested functions.
+pub fn stacks_script() -> PathBuf {
+    workspace::root().join("tests/targets/bench_stacks.py")
 }
 
 /// A target that has answered every command.

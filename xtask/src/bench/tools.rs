@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::targets::{Program, build_dir, server_script};
+use super::targets::{Program, build_dir, server_script, stacks_script};
 
 /// A way of running a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +19,12 @@ pub enum Tool {
     MemtraceMalloc,
     /// memtrace's probes with programs that do nothing: what the kernel takes for the traps alone.
     MemtraceFloor,
+    /// Programs that do nothing at the entries of memtrace's probes on malloc.
+    ProbeEmpty,
+    /// The same, with `bpf_get_stack` at allocations.
+    ProbeGetStack,
+    /// The same, with a stack of memtrace's at allocations.
+    ProbeStack,
     /// memtrace with a link for each probe, as on kernels before 6.10.
     MemtraceSingleLinks,
     /// `memleak.bt`
@@ -43,6 +49,9 @@ impl Tool {
             Self::Memtrace => "memtrace",
             Self::MemtraceMalloc => "memtrace `--domains malloc`",
             Self::MemtraceFloor => "memtrace's probes with empty programs (the floor)",
+            Self::ProbeEmpty => "empty programs",
+            Self::ProbeGetStack => "`bpf_get_stack`",
+            Self::ProbeStack => "memtrace's stack",
             Self::MemtraceSingleLinks => "memtrace `--single-links`",
             Self::Bpftrace => "memleak in bpftrace",
             Self::Heaptrack => "heaptrack",
@@ -63,10 +72,23 @@ impl Tool {
         match self {
             Self::Memtrace => Some(&[]),
             Self::MemtraceMalloc => Some(&["--domains", "malloc"]),
-            Self::MemtraceFloor => Some(&["--empty-probes"]),
+            Self::MemtraceFloor => Some(&["--probe-only", "traps"]),
+            Self::ProbeEmpty => Some(&["--probe-only", "empty", "--domains", "malloc"]),
+            Self::ProbeGetStack => Some(&["--probe-only", "get-stack", "--domains", "malloc"]),
+            Self::ProbeStack => Some(&["--probe-only", "stack", "--domains", "malloc"]),
             Self::MemtraceSingleLinks => Some(&["--single-links"]),
             _ => None,
         }
+    }
+
+    /// Whether it reports allocations, memtrace given; it takes stacks alone, or nothing, otherwise.
+    pub fn reports_allocations(self) -> bool {
+        self.memtrace_flags().is_some_and(|flags| !flags.contains(&"--probe-only"))
+    }
+
+    /// Whether it takes stacks and reports no allocation.
+    pub fn takes_stacks_alone(self) -> bool {
+        matches!(self, Self::ProbeGetStack | Self::ProbeStack)
     }
 
     /// Whether runs with `--quick` leave it out: it takes long to start, or to install.
@@ -108,6 +130,10 @@ impl Tool {
                 }
                 let program = build_dir().join("bench_pairs");
                 words.extend([program.into(), threads.to_string().into(), frames.to_string().into()]);
+            }
+            Program::Stacks { python, frames } => {
+                words.push(python.executable.clone().into());
+                words.extend([stacks_script().into(), frames.to_string().into()]);
             }
             Program::Server(python) => {
                 words.push(if self.is_memray() {
