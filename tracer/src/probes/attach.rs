@@ -141,8 +141,12 @@ impl Links {
                 }
             }
         }
+        groups.retain(|_, probes| !probes.is_empty());
+        if let Some(multi) = kernel.multi() {
+            multi.load_all(groups.keys().map(|(hook, _)| (hook.program(), hook.kind())));
+        }
         let mut skipped = Vec::new();
-        for ((hook, _), probes) in groups.iter().filter(|(_, probes)| !probes.is_empty()) {
+        for ((hook, _), probes) in &groups {
             self.attach_group(kernel, *hook, probes, tgid, &mut skipped)?;
         }
         Ok(skipped)

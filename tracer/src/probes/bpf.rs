@@ -8,6 +8,7 @@ pub const BPF_MAP_CREATE: libc::c_int = 0;
 pub const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 pub const BPF_PROG_LOAD: libc::c_int = 5;
 pub const BPF_BTF_LOAD: libc::c_int = 18;
+pub const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 pub const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 pub const BPF_LINK_CREATE: libc::c_int = 28;
 

@@ -1,11 +1,11 @@
 //! Maps in a map: arrays that come and go while the programs run, each as large as it must be.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use memmap2::MmapOptions;
 
-use super::bpf;
+use super::{batch, bpf};
 
 /// `BPF_MAP_TYPE_ARRAY` of `enum bpf_map_type`, linux/bpf.h.
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -44,7 +44,27 @@ struct ElementAttr {
 pub fn put<T: Copy>(outer: BorrowedFd<'_>, index: u32, values: &[T]) -> io::Result<()> {
     const { assert!(size_of::<T>().is_multiple_of(8)) };
     let array = array_of(values)?;
-    let inner = array.as_raw_fd();
+    put_array(outer, index, array.as_raw_fd())
+}
+
+/// As [`put`], for many slots. What the kernel answers to each is in their order.
+pub fn put_all<T: Copy>(outer: BorrowedFd<'_>, entries: &[(u32, &[T])]) -> Vec<io::Result<()>> {
+    let arrays: Vec<io::Result<OwnedFd>> = entries.iter().map(|(_, values)| array_of(values)).collect();
+    let made =
+        entries.iter().zip(&arrays).filter_map(|((index, _), array)| Some((*index, array.as_ref().ok()?)));
+    let (indices, fds): (Vec<u32>, Vec<RawFd>) =
+        made.map(|(index, array)| (index, array.as_raw_fd())).unzip();
+    let are_put = batch::update_maps(outer, &indices, &fds)
+        .inspect_err(|error| log::debug!("put {} maps one by one: {error}", fds.len()))
+        .is_ok();
+    let put = |((index, _), array): (&(u32, &[T]), io::Result<OwnedFd>)| {
+        let array = array?;
+        if are_put { Ok(()) } else { put_array(outer, *index, array.as_raw_fd()) }
+    };
+    entries.iter().zip(arrays).map(put).collect()
+}
+
+fn put_array(outer: BorrowedFd<'_>, index: u32, inner: RawFd) -> io::Result<()> {
     let mut attr = ElementAttr {
         map_fd: outer.as_raw_fd().cast_unsigned(),
         reserved: 0,

@@ -271,13 +271,12 @@ impl Kernel {
         Ok(counts)
     }
 
-    /// Puts the words of a file's unwind table in place, as number `number`.
-    ///
-    /// # Errors
-    /// When the kernel has no room.
-    pub fn put_table(&mut self, number: u32, words: &[u64]) -> Result<(), KernelError> {
-        inner_map::put(self.tables.fd().as_fd(), number, words)
-            .map_err(|source| KernelError::Table { words: words.len(), source })
+    /// Puts the words of unwind tables in place, each by its number. The answers are in their order: an error is
+    /// that the kernel has no room.
+    pub fn put_tables(&mut self, tables: &[(u32, &[u64])]) -> Vec<Result<(), KernelError>> {
+        let put = inner_map::put_all(self.tables.fd().as_fd(), tables).into_iter().zip(tables);
+        put.map(|(put, (_, words))| put.map_err(|source| KernelError::Table { words: words.len(), source }))
+            .collect()
     }
 
     /// How often process `tgid` has called `exec`, modulo 256.

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::thread;
 
 use aya::maps::{Map, MapData};
 use aya_obj::{Function, Object};
@@ -210,18 +211,36 @@ impl MultiPrograms {
         unsafe { bpf::open(bpf::BPF_LINK_CREATE, &mut attr) }
     }
 
+    /// Loads programs side by side: to verify a large one takes the kernel a tenth of a second. One that is
+    /// refused is left for [`Self::link`] to tell.
+    pub fn load_all(&mut self, wanted: impl Iterator<Item = (&'static str, LinkKind)>) {
+        let keys: HashSet<_> = wanted.map(|(name, kind)| (name, kind.attach_type())).collect();
+        let missing: Vec<_> = keys.into_iter().filter(|key| !self.loaded.contains_key(key)).collect();
+        let this = &*self;
+        let loaded: Vec<_> = thread::scope(|scope| {
+            let loads: Vec<_> = missing.iter().map(|key| scope.spawn(|| this.load(*key))).collect();
+            loads.into_iter().map(|load| load.join().ok()?.ok()).collect()
+        });
+        let loaded = missing.into_iter().zip(loaded);
+        self.loaded.extend(loaded.filter_map(|(key, fd)| Some((key, fd?))));
+    }
+
     fn program(&mut self, name: &'static str, kind: LinkKind) -> io::Result<RawFd> {
         let key = (name, kind.attach_type());
         if let Some(fd) = self.loaded.get(&key) {
             return Ok(fd.as_raw_fd());
         }
-        let program = self.object.programs.get(name).ok_or(io::ErrorKind::NotFound)?;
-        let function = self.object.functions.get(&program.function_key()).ok_or(io::ErrorKind::NotFound)?;
-        let types = self.types.as_ref().map(AsFd::as_fd);
-        let fd = load(name, kind.attach_type(), function, types, &program.license)?;
+        let fd = self.load(key)?;
         let raw = fd.as_raw_fd();
         self.loaded.insert(key, fd);
         Ok(raw)
+    }
+
+    fn load(&self, (name, expected_attach_type): (&str, u32)) -> io::Result<OwnedFd> {
+        let program = self.object.programs.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let function = self.object.functions.get(&program.function_key()).ok_or(io::ErrorKind::NotFound)?;
+        let types = self.types.as_ref().map(AsFd::as_fd);
+        load(name, expected_attach_type, function, types, &program.license)
     }
 }
 

@@ -30,12 +30,17 @@ impl UnwindTables {
     pub fn load(&mut self, kernel: &mut Kernel, modules: &[(Module, Option<File>)], notes: &mut Vec<String>) {
         let first = self.by_module.len();
         let new = modules.get(first..).unwrap_or_default();
-        for (index, (made, (module, _))) in self.made(new).into_iter().zip(new).enumerate() {
-            let number = (first + index) as u32;
-            let loaded = made.and_then(|table| {
-                kernel
-                    .put_table(number, &table.words)
-                    .map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
+        let made = self.made(new);
+        let numbered = made.iter().enumerate();
+        let tables: Vec<(u32, &[u64])> = numbered
+            .filter_map(|(index, table)| Some(((first + index) as u32, &*table.as_ref().ok()?.words)))
+            .collect();
+        let mut put = kernel.put_tables(&tables).into_iter();
+        for (made, (module, _)) in made.iter().zip(new) {
+            let loaded = made.as_ref().map_err(Clone::clone).and_then(|table| {
+                // There is an answer for each table.
+                let put = put.next().unwrap_or(Ok(()));
+                put.map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
                 log::debug!("{} words of unwind table for {}", table.words.len(), module.path);
                 Ok(table.geometry)
             });
