@@ -25,7 +25,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Sizes that are fixed when the object is loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelLimits {
     /// Size of the ring buffer; a power of two.
     pub ring_bytes: u32,
@@ -105,6 +105,7 @@ const HAS_LOOP: (u32, u32) = (5, 17);
 
 /// The kernel side of a session. Dropping it removes everything.
 pub struct Kernel {
+    limits: KernelLimits,
     ebpf: Ebpf,
     multi: Option<MultiPrograms>,
     targets: HashMap<MapData, u32, TargetBytes>,
@@ -151,6 +152,7 @@ impl Kernel {
         let pythons = array_of_maps(&mut ebpf, "PYTHONS")?;
         let lost_frees = LostFrees::new(array(&mut ebpf, "LOST_FREES")?).map_err(KernelError::LostFrees)?;
         Ok(Self {
+            limits,
             ebpf,
             multi,
             targets,
@@ -163,6 +165,11 @@ impl Kernel {
             pythons,
             lost_frees,
         })
+    }
+
+    /// The sizes that it was loaded with.
+    pub fn limits(&self) -> KernelLimits {
+        self.limits
     }
 
     /// From now on the targets' threads, forks and `exec`s are watched.

@@ -4,6 +4,7 @@
 //! aya 0.14 loads uprobe programs without the attach type that such links demand, so the programs are
 //! loaded once more here: aya-obj parses and relocates, aya keeps the maps.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::io;
@@ -24,6 +25,9 @@ const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 const BPF_TRACE_UPROBE_SESSION: u32 = 57;
 /// `BPF_F_UPROBE_MULTI_RETURN`, linux/bpf.h.
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+
+/// `BPF_LOG_STATS`, linux/bpf_verifier.h: the time that the verifier takes.
+const BPF_LOG_STATS: u32 = 4;
 
 /// The first kernel on which the process filter of these links is right in every stable release: before
 /// 46ba0e49b642 ("bpf: fix multi-uprobe PID filtering logic") it matched a single thread.
@@ -271,9 +275,19 @@ fn load(
         attr.func_info = functions.as_ptr() as u64;
         attr.func_info_cnt = function.func_info.len() as u32;
     }
-    // SAFETY: the attribute names `insn_cnt` instructions, a string and the places of the functions, which
-    // outlive the call.
+    let mut statistics = vec![0_u8; if log::log_enabled!(log::Level::Debug) { 1 << 12 } else { 0 }];
+    if !statistics.is_empty() {
+        attr.log_level = BPF_LOG_STATS;
+        attr.log_size = statistics.len() as u32;
+        attr.log_buf = statistics.as_mut_ptr() as u64;
+    }
+    // SAFETY: the attribute names `insn_cnt` instructions, a string, the places of the functions and the buffer,
+    // which outlive the call.
     let loaded = unsafe { bpf::open(bpf::BPF_PROG_LOAD, &mut attr) };
+    if loaded.is_ok() && !statistics.is_empty() {
+        let text = text_of(&statistics);
+        log::debug!("{name} is loaded: {}", text.lines().collect::<Vec<_>>().join(", "));
+    }
     if loaded.is_err() && log::log_enabled!(log::Level::Debug) {
         let mut verdict = vec![0_u8; 1 << 20];
         attr.log_level = 1;
@@ -281,10 +295,15 @@ fn load(
         attr.log_buf = verdict.as_mut_ptr() as u64;
         // SAFETY: as above, and the buffer for the log outlives the call too.
         let again = unsafe { bpf::open(bpf::BPF_PROG_LOAD, &mut attr) };
-        let text = String::from_utf8_lossy(verdict.split(|byte| *byte == 0).next().unwrap_or_default());
+        let text = text_of(&verdict);
         log::debug!("{name} is refused ({:?}): {text}", again.err());
     }
     loaded
+}
+
+/// What the verifier wrote.
+fn text_of(buffer: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(buffer.split(|byte| *byte == 0).next().unwrap_or_default())
 }
 
 /// Gives the kernel the object's types, where it takes any.

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::sync::OnceLock;
 
 use tracer_common::config::TaskLayout;
 
@@ -26,6 +27,11 @@ mod kind {
 
 /// The offsets of the running kernel; 0 where they cannot be found, which is said in the log.
 pub fn read() -> TaskLayout {
+    static LAYOUT: OnceLock<TaskLayout> = OnceLock::new();
+    *LAYOUT.get_or_init(read_anew)
+}
+
+fn read_anew() -> TaskLayout {
     let types = fs::read(KERNEL_TYPES)
         .inspect_err(|error| log::info!("{KERNEL_TYPES}: {error}: no Python frames"))
         .unwrap_or_default();

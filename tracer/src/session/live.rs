@@ -10,11 +10,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, interval_at};
-use tracer_common::config::Config;
 
 use super::coverage;
 use super::detacher::Detacher;
 use super::recorder::Recorder;
+use super::sizes;
 use super::stop::Stop;
 use super::traced::{Shared, Traced};
 use crate::cli::args::ProbeOnly;
@@ -67,7 +67,7 @@ pub(super) fn now_ns() -> u64 {
 }
 
 impl<'a> Live<'a> {
-    /// Loads the kernel side; nothing is traced yet.
+    /// Loads the kernel side, unless that was done before; nothing is traced yet.
     ///
     /// # Errors
     /// When the kernel refuses it.
@@ -76,14 +76,11 @@ impl<'a> Live<'a> {
         notes: Vec<String>,
         limits: KernelLimits,
         shared: Shared,
+        loaded: Option<Kernel>,
     ) -> Result<Self, Failure> {
-        let config = Config {
-            min_size_bytes: plan.limits.min_bytes,
-            max_size_bytes: plan.limits.max_bytes,
-            ..Config::ALL_SIZES
-        };
         log::info!("{limits:?}");
-        let mut kernel = Kernel::load(config, limits).map_err(|error| {
+        let loaded = loaded.map_or_else(|| Kernel::load(sizes::config(plan), limits), Ok);
+        let mut kernel = loaded.map_err(|error| {
             // The verifier's log of a refused program is thousands of lines long.
             let message: String = format!("{:#}", anyhow::Error::from(error)).chars().take(400).collect();
             Failure::not_ready(message, "`memtrace doctor` shows what this kernel can do")

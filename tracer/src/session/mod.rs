@@ -105,10 +105,11 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
         }
     }
     live::raise_file_limit();
-    let counted = sizes::count_calls(plan, &targets);
+    let mut counted = sizes::count_calls(plan, &targets);
     let shared = Shared::default();
     let limits = sizes::limits(plan, &targets, counted.as_ref());
-    let mut live = Live::new(plan, notes, limits, shared)?;
+    let kernel = counted.as_mut().and_then(|counted| counted.take_kernel(limits));
+    let mut live = Live::new(plan, notes, limits, shared, kernel)?;
     for target in targets {
         let tgid = target.process.tgid;
         let added = live.add(target);
@@ -149,7 +150,7 @@ async fn start(plan: &TracePlan, command: &[std::ffi::OsString]) -> Result<ExitC
     live::raise_file_limit();
     let shared = Shared::default();
     let limits = sizes::limits(plan, &[], None);
-    let mut live = Live::new(plan, Vec::new(), limits, shared).map_err(as_launch_failure)?;
+    let mut live = Live::new(plan, Vec::new(), limits, shared, None).map_err(as_launch_failure)?;
     let mut launched = launch(command, plan.children).map_err(launch_failure)?;
     trace_command(plan, &mut live, &mut launched, &mut stop).await.map_err(as_launch_failure)
 }

@@ -43,7 +43,23 @@ const THREAD_GROWTH: u64 = 16;
 pub struct Counted {
     per_second: u64,
     _links: Vec<Links>,
-    _kernel: Kernel,
+    kernel: Option<Kernel>,
+}
+
+impl Counted {
+    /// The kernel side by which they were counted, where it has these sizes: then another need not be loaded.
+    pub fn take_kernel(&mut self, limits: KernelLimits) -> Option<Kernel> {
+        self.kernel.take_if(|kernel| kernel.limits() == limits)
+    }
+}
+
+/// The settings of the kernel side.
+pub fn config(plan: &TracePlan) -> Config {
+    Config {
+        min_size_bytes: plan.limits.min_bytes,
+        max_size_bytes: plan.limits.max_bytes,
+        ..Config::ALL_SIZES
+    }
 }
 
 /// Counts the calls of `targets` for a moment. `None` where the kernel has no links that come and go
@@ -57,8 +73,8 @@ pub fn count_calls(plan: &TracePlan, targets: &[Target]) -> Option<Counted> {
 }
 
 fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>> {
-    let limits = KernelLimits { ring_bytes: 4096, stacks: 1, threads: 1, single_links: false };
-    let mut kernel = Kernel::load(Config::ALL_SIZES, limits)?;
+    // The sizes of a target that rests, which most do.
+    let mut kernel = Kernel::load(config(plan), limits(plan, targets, None))?;
     if kernel.multi().is_none() {
         return Ok(None);
     }
@@ -83,7 +99,7 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     let counted = hits(&kernel)?.saturating_sub(before);
     let per_second = (counted as f64 / start.elapsed().as_secs_f64()) as u64;
     log::info!("{per_second} calls per second before the trace");
-    Ok(Some(Counted { per_second, _links: counting, _kernel: kernel }))
+    Ok(Some(Counted { per_second, _links: counting, kernel: Some(kernel) }))
 }
 
 /// The sizes for `targets`; none are known yet where a command is to be started.
