@@ -102,7 +102,7 @@ impl UnwindTables {
             None => {
                 let table =
                     compile(&vdso.bytes, None).inspect_err(|error| log::debug!("vdso: {error}")).ok()?;
-                kernel.put_table(VDSO_TABLE, &table.words).ok()?;
+                kernel.put_tables(&[(VDSO_TABLE, &table.words)]).pop()?.ok()?;
                 *self.vdso.insert(table.geometry)
             }
         };
