@@ -106,7 +106,7 @@ enum Phase {
     Run = 1,
     /// Takes what is left of the Python frames.
     Rest = 2,
-    /// Looks for a return address between the stack pointer and the frame pointer.
+    /// Looks for a return address in frames that were crossed without a table.
     Scan = 3,
 }
 
@@ -137,8 +137,10 @@ pub struct Walk {
     guessed_count: u64,
     /// Hash of these.
     guessed_hash: u64,
-    /// Address of the next word that is looked at before a frame without a table is crossed.
+    /// Address of the next word that is looked at in the frames that were crossed without a table.
     scan_addr: u64,
+    /// Where that ends: the frame pointer of the last of them.
+    scan_end: u64,
     /// Frames taken.
     count: u64,
     /// How the walk ended.
@@ -164,6 +166,7 @@ impl Walk {
         guessed_count: NOT_GUESSED,
         guessed_hash: 0,
         scan_addr: 0,
+        scan_end: 0,
         count: 0,
         end: 0,
         hash: 0,
@@ -185,7 +188,6 @@ impl Walk {
         put(&mut self.guessed_count, NOT_GUESSED);
         put(&mut self.phase, Phase::Native as u64);
         put(&mut self.is_interrupted, 0);
-        put(&mut self.scan_addr, 0);
         // What was mapped at the last walk need not be.
         put(&mut self.mapping.start_addr, 0);
         put(&mut self.mapping.end_addr, 0);
@@ -250,8 +252,9 @@ impl Walk {
         let is_mapped = self.mapping.end_addr != 0;
         let has_table = is_mapped && self.mapping.table != CodeMapping::NO_TABLE;
         let rule = if has_table { rule_at(process, &self.mapping, addr) } else { Rule::NONE };
-        if rule != Rule::NONE {
-            self.guessed_count = NOT_GUESSED;
+        if rule != Rule::NONE && self.guessed_count != NOT_GUESSED {
+            self.phase = Phase::Scan as u64;
+            return;
         }
         let word = if is_interrupted { frame::interrupted(self.pc) } else { self.pc };
         let mut sp = self.sp;
@@ -315,15 +318,12 @@ impl Walk {
                             self.guessed_count = self.count;
                             self.guessed_hash = self.hash;
                         }
+                        self.scan_addr = sp;
                     }
-                    if self.bp.wrapping_sub(sp) > FRAME_POINTER_REACH || self.bp & 7 != 0 {
+                    if self.bp.wrapping_sub(sp) > FRAME_POINTER_REACH {
                         return self.end_behind(word, WalkEnd::NoUnwindInfo, stack);
                     }
-                    if self.scan_addr != self.bp {
-                        self.scan_addr = sp;
-                        self.phase = Phase::Scan as u64;
-                        return;
-                    }
+                    self.scan_end = self.bp;
                     (self.bp.wrapping_add(16), Some(-16))
                 }
             },
@@ -360,25 +360,22 @@ impl Walk {
         }
     }
 
-    /// One word of the frame of code without a table. Where the code keeps no frame pointer, `rbp` is that of a
-    /// caller, and the return address lies before it: following `rbp` would leave a frame out.
+    /// One word of the frames that were crossed without a table, when known code is met again. Where they keep no
+    /// frame pointer, `rbp` is that of a caller, and the return address lies before it, most often in that same
+    /// file: following `rbp` would leave a frame out.
     #[inline(always)]
     fn scan_step(&mut self, process: &impl Process) {
-        if self.scan_addr >= self.bp {
-            self.scan_addr = self.bp;
+        if self.scan_addr >= self.scan_end {
+            self.guessed_count = NOT_GUESSED;
             self.phase = Phase::Native as u64;
             return;
         }
-        let word = process.read_word(self.scan_addr);
+        let word = process.read_word(self.scan_addr).unwrap_or(self.mapping.end_addr);
         self.scan_addr = self.scan_addr.wrapping_add(8);
-        let is_code = match word {
-            Some(word) => mapping_of(process, word.wrapping_sub(1)).is_some(),
-            None => true,
-        };
-        if is_code {
-            // No frame pointer reaches there.
-            self.bp = u64::MAX;
-            self.phase = Phase::Native as u64;
+        if word > self.mapping.start_addr && word <= self.mapping.end_addr {
+            self.count = self.guessed_count;
+            self.hash = self.guessed_hash;
+            self.end(WalkEnd::NoUnwindInfo);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Reading code objects.
 
+use core::ptr::read_volatile;
+
 use super::PythonLayout;
 use crate::code::TextKind;
 use crate::frame::UNKNOWN_UNIT;
@@ -197,7 +199,12 @@ fn text(memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) -> Text {
     if !is_compact || length > u64::from(u32::MAX) {
         return Text::default();
     }
-    let data = if is_ascii { fields.ascii_data } else { fields.compact_data };
+    // Both are read, since the compiler would choose between the places, which the verifier cannot follow.
+    // SAFETY: fields of a live reference.
+    let (ascii_data, compact_data) = unsafe {
+        (read_volatile(&raw const fields.ascii_data), read_volatile(&raw const fields.compact_data))
+    };
+    let data = if is_ascii { ascii_data } else { compact_data };
     Text { addr: addr.wrapping_add(data.into()), chars: length as u32, kind }
 }
 
