@@ -3,27 +3,19 @@
 use std::ops::Range;
 
 use gimli::{FrameDescriptionEntry, UnwindContext, UnwindSection};
-use memchr::memmem;
 use tracer_common::unwind_table::{Base, Rule};
 
 use super::calls::CodeReader;
 use super::functions::{Bytes, Function, Source, Tables};
 use super::held::{self, Held};
 use super::image::{CodeSegment, Image};
+use super::landmarks::Landmarks;
 use super::rows::{Rows, WideRules};
 use super::rule::{Form, Reader};
 use super::{Table, UnwindError, entry, frame_pointers};
 
 /// Bytes of a slot in a PLT.
 const PLT_SLOT_BYTES: u64 = 16;
-
-/// The code that ends a signal handler, `mov $15, %rax; syscall` or the same by `%eax`: C libraries other
-/// than glibc (musl), Go, and those who make system calls on their own leave it without a description.
-const SIGNAL_RETURNS: [&[u8]; 2] =
-    [&[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05], &[0xb8, 15, 0, 0, 0, 0x0f, 0x05]];
-
-/// A file has one such place, or a few. So many are believed.
-const MAX_SIGNAL_RETURNS: usize = 64;
 
 /// Bytes of code without a description from which on it is looked for elsewhere. Any library has some
 /// hundred, which come with the compiler and hardly call anything.
@@ -52,16 +44,16 @@ pub(super) fn compile(
         rows: Rows::new(),
         wide: WideRules::default(),
         held: Vec::new(),
-        signal_returns_left: MAX_SIGNAL_RETURNS,
     };
     let mut segments: Vec<_> = image.segments().iter().collect();
     segments.sort_by_key(|segment| segment.file_offset);
     for segment in &segments {
         compiler.segment(image, segment, &functions);
     }
+    let mut landmarks = Landmarks::new();
     for segment in segments {
         compiler.held(segment, &functions);
-        compiler.signal_returns(segment);
+        landmarks.find(segment, &functions, |code, rule| compiler.rows.replace(code.start, code.end, rule));
     }
     compiler.rows.into_table(compiler.wide)
 }
@@ -79,7 +71,6 @@ struct Compiler<'t, 'a> {
     wide: WideRules,
     /// Code that is looked at again when all rows are there.
     held: Vec<Held>,
-    signal_returns_left: usize,
 }
 
 impl<'a> Compiler<'_, 'a> {
@@ -198,18 +189,6 @@ impl<'a> Compiler<'_, 'a> {
             let [start, end] = [call.start, call.end].map(|addr| segment.file_offset_of(addr));
             self.rows.replace(start, end, rule);
         });
-    }
-
-    /// Marks the code that ends signal handlers. It is entered by a return, and looked up as the call
-    /// before it would be: so the byte before it is marked, too.
-    fn signal_returns(&mut self, segment: &CodeSegment<'_>) {
-        for code in SIGNAL_RETURNS {
-            for at in memmem::find_iter(segment.bytes, code).take(self.signal_returns_left) {
-                self.signal_returns_left -= 1;
-                let start = segment.file_offset.saturating_add(at as u64);
-                self.rows.replace(start.saturating_sub(1), start + code.len() as u64, Rule::SIGNAL_FRAME);
-            }
-        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `rule.rs` | one row of unwind information as a rule |
 //! | `compiler.rs` | the rules of all code, in the order of the file |
 //! | `held.rs` | calls made with the CFA in a register that the callee saves |
+//! | `landmarks.rs` | code that is known by its bytes |
 //! | `rows.rs` | rules by offset as the words of a table |
 //! | `elsewhere.rs` | unwind information that is split off the file, or packed in it |
 //! | `vdso.rs` | the code that the kernel maps into every process |
@@ -34,6 +35,7 @@ mod frame_pointers;
 mod functions;
 mod held;
 mod image;
+mod landmarks;
 mod packed;
 mod rows;
 mod rule;

@@ -83,9 +83,14 @@ impl<'a> Lookup<'a> {
 
     /// The rule at an address as the file states it.
     fn at(&self, addr: u64) -> Rule {
+        self.at_offset(self.offset_of(addr))
+    }
+
+    /// Offset in the file of an address.
+    fn offset_of(&self, addr: u64) -> u64 {
         let inside = |segment: &&(u64, u64, u64)| addr.wrapping_sub(segment.0) < segment.2;
         let segment = self.segments.iter().find(inside).unwrap();
-        self.at_offset(addr - segment.0 + segment.1)
+        addr - segment.0 + segment.1
     }
 
     /// The rule at an offset in the file.

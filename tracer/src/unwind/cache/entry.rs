@@ -38,7 +38,7 @@ const KEY_AT: usize = 40;
 /// that would make it otherwise today.
 const COMPILER: u64 = {
     let mut hash = fnv_1a(FNV_START, env!("CARGO_PKG_VERSION").as_bytes());
-    let sources: [&[u8]; 12] = [
+    let sources: [&[u8]; 13] = [
         include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tracer-common/src/unwind_table.rs")),
         include_bytes!("../calls.rs"),
         include_bytes!("../compiler.rs"),
@@ -48,6 +48,7 @@ const COMPILER: u64 = {
         include_bytes!("../functions.rs"),
         include_bytes!("../held.rs"),
         include_bytes!("../image.rs"),
+        include_bytes!("../landmarks.rs"),
         include_bytes!("../packed.rs"),
         include_bytes!("../rows.rs"),
         include_bytes!("../rule.rs"),

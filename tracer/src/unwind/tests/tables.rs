@@ -371,6 +371,36 @@ fn the_end_of_a_signal_handler_is_known_by_its_code() {
 }
 
 #[test]
+fn a_context_begins_where_its_function_returns_to() {
+    // As in glibc, with a landing pad as some distributions build it.
+    let source = "
+        ret
+        nop
+    start_context:
+        .cfi_startproc
+        endbr64
+        mov     %rbx, %rsp
+        mov     (%rsp), %rdi
+        test    %rdi, %rdi
+        je      1f
+        call    *%rax
+    1:  call    *%rax
+        hlt
+        .cfi_endproc
+    behind:
+        ret
+    ";
+    let elf = built("context.s", source, &["-shared", "-nostdlib"]);
+    let table = compile(&elf, None).unwrap();
+    assert_sound(&table);
+    let lookup = Lookup::new(&elf, &table);
+    let offsets: HashMap<String, u64> = symbols(&elf).into_iter().collect();
+    let [start, behind] = ["start_context", "behind"].map(|label| offsets[label]);
+    assert_eq!([start - 2, behind].map(|offset| lookup.at_offset(offset)), [Rule::NONE; 2]);
+    assert!((start - 1..behind).all(|offset| lookup.at_offset(offset) == Rule::OUTERMOST));
+}
+
+#[test]
 fn code_with_frame_pointers_needs_no_table() {
     let source = "
         int outside(int *); int with_alloca(int n)
