@@ -16,6 +16,9 @@ const UNIT_BITS: u32 = 19;
 /// A code unit that is not known, or too large to be told.
 pub const UNKNOWN_UNIT: u32 = (1 << UNIT_BITS) - 1;
 
+/// The unit of a frame that has run no instruction yet: it is called, which a trace function may be told.
+pub const NO_UNIT_YET: u32 = UNKNOWN_UNIT - 1;
+
 /// A frame as it stands in a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Frame {
@@ -27,7 +30,7 @@ pub enum Frame {
     Python {
         /// Address of its code object.
         code_addr: u64,
-        /// Index of the instruction in its bytecode, in code units of 2 bytes; [`UNKNOWN_UNIT`].
+        /// Index of the instruction in its bytecode, in code units of 2 bytes; [`UNKNOWN_UNIT`], [`NO_UNIT_YET`].
         unit: u32,
     },
 }
@@ -69,7 +72,7 @@ mod tests {
     fn words_tell_the_kinds_of_frame_apart() {
         assert_eq!(Frame::from_word(0x7fff_ffff_f123), Frame::Return(0x7fff_ffff_f123));
         assert_eq!(Frame::from_word(interrupted(0x7fff_ffff_f123)), Frame::Interrupted(0x7fff_ffff_f123));
-        for unit in [0, 1, UNKNOWN_UNIT - 1, UNKNOWN_UNIT] {
+        for unit in [0, 1, NO_UNIT_YET, UNKNOWN_UNIT] {
             assert_eq!(
                 Frame::from_word(python(0x7fff_ffff_fff8, unit)),
                 Frame::Python { code_addr: 0x7fff_ffff_fff8, unit }

@@ -25,7 +25,7 @@ pub use layout::{
     CodeLayout, Flavor, FrameLayout, PcRange, PythonLayout, TextLayout, ThreadLayout, ThreadStorage,
 };
 
-use crate::frame::UNKNOWN_UNIT;
+use crate::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
 use crate::memory::ReadMemory;
 
 /// Words of a frame that are read at once, at most.
@@ -70,7 +70,8 @@ pub enum PythonStep {
     Frame {
         /// Address of its code object.
         code_addr: u64,
-        /// Code unit of the instruction that it executes, or [`UNKNOWN_UNIT`].
+        /// Code unit of the instruction that it executes, [`UNKNOWN_UNIT`] or
+        /// [`NO_UNIT_YET`].
         unit: u32,
         /// What tells the code object from another at the same address; 0 where it could not be read.
         check: u64,
@@ -213,7 +214,7 @@ impl PythonCursor {
 fn unit_of_index(layout: &PythonLayout, word: u64) -> u32 {
     let index = word as u32;
     if index > i32::MAX as u32 {
-        return UNKNOWN_UNIT;
+        return NO_UNIT_YET;
     }
     // Counted in bytes up to 3.9.
     if layout.flavor == Flavor::Plain as u8 { index / 2 } else { index }

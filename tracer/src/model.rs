@@ -94,7 +94,7 @@ pub enum CodeAddr {
         /// Number of its [`PythonCode`] in the target's list; `None` where nothing is known of it.
         code: Option<u32>,
         /// Index of the instruction in its bytecode, in code units of 2 bytes;
-        /// [`tracer_common::frame::UNKNOWN_UNIT`].
+        /// [`tracer_common::frame::UNKNOWN_UNIT`], [`tracer_common::frame::NO_UNIT_YET`].
         unit: u32,
     },
 }

@@ -172,7 +172,7 @@ fn frames_without_marks_are_runs_of_one() {
     memory.put(0x500, &[0, 0x600, FS_BASE]);
     memory.put(0x600, &[0x700, CODES[0], 0xffff_0000_0009, 0]);
     memory.put(0x700, &[0, CODES[1], 0xffff_ffff, 0]);
-    let frames = [(CODES[0], 4, false), (0, 0, true), (CODES[1], UNKNOWN_UNIT, false), (0, 0, true)];
+    let frames = [(CODES[0], 4, false), (0, 0, true), (CODES[1], NO_UNIT_YET, false), (0, 0, true)];
     assert_eq!(walked(&memory, &layout(Flavor::Plain)), frames);
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use tracer_common::event::{Header, Record};
-use tracer_common::frame::{self, UNKNOWN_UNIT};
+use tracer_common::frame::{self, NO_UNIT_YET, UNKNOWN_UNIT};
 use tracer_common::probe::Function;
 
 use super::format::{EventBatch, Mappings, NamedPlace, NewTarget, RecordingHeader};
@@ -155,6 +155,7 @@ fn write_frame(word: u64, out: &mut dyn Write) -> io::Result<()> {
         frame::Frame::Return(addr) => write!(out, " {addr:#x}"),
         frame::Frame::Interrupted(addr) => write!(out, " interrupted:{addr:#x}"),
         frame::Frame::Python { code_addr, unit: UNKNOWN_UNIT } => write!(out, " python:{code_addr:#x}:?"),
+        frame::Frame::Python { code_addr, unit: NO_UNIT_YET } => write!(out, " python:{code_addr:#x}:-"),
         frame::Frame::Python { code_addr, unit } => write!(out, " python:{code_addr:#x}:{unit}"),
     }
 }

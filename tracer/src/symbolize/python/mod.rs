@@ -2,7 +2,7 @@
 
 mod line_table;
 
-use tracer_common::frame::UNKNOWN_UNIT;
+use tracer_common::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
 
 use crate::model::{Frame, FrameKind, PythonCode};
 use line_table::LineTable;
@@ -22,8 +22,10 @@ pub fn frame(code: Option<&PythonCode>, unit: u32) -> Frame {
 }
 
 fn line(code: &PythonCode, unit: u32) -> Option<u32> {
-    if unit == UNKNOWN_UNIT {
-        return None;
+    match unit {
+        UNKNOWN_UNIT => return None,
+        NO_UNIT_YET => return Some(code.first_line),
+        _ => {}
     }
     let table = LineTable {
         minor: code.minor,
@@ -68,6 +70,7 @@ mod tests {
             (FrameKind::Python, None, None, None)
         );
         assert_eq!(frame(Some(&code(&[4, 8])), UNKNOWN_UNIT).line, None);
+        assert_eq!(frame(Some(&code(&[0, 8])), NO_UNIT_YET).line, Some(80));
         // The table could not be read.
         assert_eq!(frame(Some(&code(&[])), 2).line, None);
         let unknown = frame(None, 2);
