@@ -5,6 +5,7 @@ use super::report::{FrameEntry, Row};
 use super::shapes::names_of;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::iter::Sum;
 use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
@@ -37,17 +38,62 @@ struct Blocks {
     bytes: u64,
 }
 
+/// What else is known of memtrace's run.
+#[derive(Clone, Debug, Default)]
+pub struct Circumstances {
+    /// Where the kernel's code was: it is in no file, so that a report has its address.
+    pub vdso: Range<u64>,
+    /// The end of the path of a library that the target unloads at once. Where it has lain is not known any
+    /// more when memtrace looks, and a report has the addresses in it; what of these can be compared is the
+    /// offset in the page.
+    pub unloaded: Option<&'static str>,
+}
+
+impl Circumstances {
+    fn stack_of(&self, row: &Row, truth: &BTreeMap<Stack, Blocks>) -> Stack {
+        let place = |frame| match place_of(frame) {
+            Place::At(addr) if self.vdso.contains(&addr) => {
+                Place::InFile("[vdso]".into(), addr - self.vdso.start)
+            }
+            Place::At(addr) => self.in_unloaded(addr, truth).unwrap_or(Place::At(addr)),
+            place => place,
+        };
+        // Functions that were inlined have the place of the one they are inlined into.
+        row.frames.iter().filter(|frame| !frame.inlined).map(place).collect()
+    }
+
+    fn in_unloaded(&self, addr: u64, truth: &BTreeMap<Stack, Blocks>) -> Option<Place> {
+        let library = self.unloaded?;
+        let is_same = |place: &&Place| match place {
+            Place::InFile(path, offset) => path.ends_with(library) && (offset ^ addr) % PAGE_BYTES == 0,
+            Place::At(_) => false,
+        };
+        truth.keys().flatten().find(is_same).cloned()
+    }
+}
+
+const PAGE_BYTES: u64 = 4096;
+
 /// What memtrace says of gdb's stacks. Counts are of distinct stacks, as gdb has them.
 #[derive(Clone, Debug, Default)]
 pub struct Agreement {
     /// The same frames, the same blocks.
     pub equal: usize,
-    /// The innermost of gdb's frames, and memtrace says why no more: how many end for which reason.
+    /// The innermost of gdb's frames, and memtrace says why no more: how many blocks' end for which reason.
     pub cut: BTreeMap<String, usize>,
     /// One text for each stack that gdb does not have, and for each that memtrace does not.
     pub wrong: Vec<String>,
     /// The last frame and the reason of what was cut, and how many were.
     pub cuts: BTreeMap<String, usize>,
+}
+
+impl Sum for Blocks {
+    fn sum<I: Iterator<Item = Self>>(blocks: I) -> Self {
+        blocks.fold(Self::default(), |sum, blocks| Self {
+            count: sum.count + blocks.count,
+            bytes: sum.bytes + blocks.bytes,
+        })
+    }
 }
 
 type Stack = Vec<Place>;
@@ -63,21 +109,35 @@ fn place_of(frame: &FrameEntry) -> Place {
     }
 }
 
-fn stack_of(row: &Row, vdso: &Range<u64>) -> Stack {
-    let place = |frame| match place_of(frame) {
-        Place::At(addr) if vdso.contains(&addr) => Place::InFile("[vdso]".into(), addr - vdso.start),
-        place => place,
-    };
-    // Functions that were inlined have the place of the one they are inlined into.
-    row.frames.iter().filter(|frame| !frame.inlined).map(place).collect()
-}
-
 fn truth_of(hit: &Hit) -> Stack {
     let place = |(path, at, _): &(Option<String>, u64, Option<String>)| match path {
         Some(path) => Place::InFile(path.clone(), *at),
         None => Place::At(*at),
     };
     hit.frames.iter().map(place).collect()
+}
+
+/// A row of memtrace's.
+struct Seen<'a> {
+    stack: Stack,
+    blocks: Blocks,
+    truncated: Option<&'a str>,
+}
+
+/// Takes the row's blocks from those that gdb has for the same stack, where they are there.
+fn take(truth: &mut BTreeMap<Stack, Blocks>, row: &Seen<'_>) -> bool {
+    let Some(left) = truth.get_mut(&row.stack) else { return false };
+    if *left == row.blocks {
+        truth.remove(&row.stack);
+        return true;
+    }
+    // Of blocks with one stack some may have been seen before its code was known, with fewer frames.
+    let is_part = row.blocks.count < left.count && row.blocks.bytes < left.bytes;
+    if is_part {
+        left.count -= row.blocks.count;
+        left.bytes -= row.blocks.bytes;
+    }
+    is_part
 }
 
 /// A stack in one line; of a long one its ends.
@@ -92,9 +152,7 @@ impl Agreement {
     /// Equal stacks are one row in memtrace's report, so they are taken together here. Where memtrace ends
     /// early, stacks that begin with the same frames may have become one row: it must have the blocks of all
     /// of them.
-    ///
-    /// `vdso` is where the kernel's code was in memtrace's run: it is in no file, so a report has its address.
-    pub fn between(hits: &[Hit], rows: &[Row], vdso: Range<u64>) -> Self {
+    pub fn between(hits: &[Hit], rows: &[Row], run: &Circumstances) -> Self {
         let mut agreement = Self::default();
         let mut names = BTreeMap::new();
         let mut truth: BTreeMap<Stack, Blocks> = BTreeMap::new();
@@ -113,53 +171,67 @@ impl Agreement {
             blocks.bytes += hit.bytes;
         }
         let told = truth.clone();
-        let mut rows: Vec<(Stack, Blocks, Option<&str>)> = rows
-            .iter()
-            .map(|row| {
-                let blocks = Blocks { count: row.alloc_count, bytes: row.alloc_bytes };
-                (stack_of(row, &vdso), blocks, row.truncated.as_deref())
-            })
-            .collect();
-        rows.retain(|(stack, blocks, _)| {
-            let is_equal = truth.get(stack) == Some(blocks);
-            if is_equal {
-                truth.remove(stack);
+        let mut rest = Vec::new();
+        for row in rows {
+            let row = Seen {
+                stack: run.stack_of(row, &told),
+                blocks: Blocks { count: row.alloc_count, bytes: row.alloc_bytes },
+                truncated: row.truncated.as_deref(),
+            };
+            if take(&mut truth, &row) {
                 agreement.equal += 1;
+            } else {
+                rest.push(row);
             }
-            !is_equal
-        });
-        // Of stacks that are cut the longer one knows better which blocks are its own.
-        rows.sort_by_key(|(stack, ..)| std::cmp::Reverse(stack.len()));
-        for (stack, blocks, truncated) in rows {
-            let begins = |other: &&Stack| other.starts_with(&stack);
-            let same: Vec<Stack> = truth.keys().filter(begins).cloned().collect();
-            let sum = same.iter().map(|stack| truth[stack]).fold(Blocks::default(), |sum, blocks| Blocks {
-                count: sum.count + blocks.count,
-                bytes: sum.bytes + blocks.bytes,
-            });
-            match truncated {
-                Some(why) if !same.is_empty() && sum == blocks => {
-                    *agreement.cut.entry(why.to_owned()).or_default() += same.len();
-                    for whole in same {
-                        truth.remove(&whole);
-                        let count = agreement.cuts.entry(explain_cut(why, &stack, &names)).or_default();
-                        *count += 1;
-                    }
-                }
-                _ => {
-                    let why = match told.get(&stack) {
-                        Some(told) => format!("where gdb has {} bytes in {}", told.bytes, told.count),
-                        None => truncated.unwrap_or("whole").to_owned(),
-                    };
-                    let likely = likeliest(&stack, blocks, &told);
-                    agreement.wrong.push(explain(&why, blocks, &stack, likely, &names));
-                }
-            }
+        }
+        rest.sort_by_key(|row| row.stack.len());
+        while !rest.is_empty() {
+            // The rows of which the first may have become a part: all that begin as it does.
+            let first = rest[0].stack.clone();
+            let (family, others) = rest.into_iter().partition(|row| row.stack.starts_with(&first));
+            rest = others;
+            agreement.enter_family(family, &mut truth, &told, &names);
         }
         for (stack, blocks) in &truth {
             agreement.wrong.push(explain("not seen", *blocks, &[], Some(stack), &names));
         }
         agreement
+    }
+
+    /// Rows that begin with the same frames. Where all of them are cut, it cannot be told which block is in
+    /// which: together they have the blocks of all of gdb's stacks that begin so.
+    fn enter_family(
+        &mut self,
+        family: Vec<Seen<'_>>,
+        truth: &mut BTreeMap<Stack, Blocks>,
+        told: &BTreeMap<Stack, Blocks>,
+        names: &BTreeMap<Place, String>,
+    ) {
+        let begins = |stack: &Stack, row: &Seen<'_>| stack.starts_with(&row.stack);
+        let sum_of = |truth: &BTreeMap<Stack, Blocks>, row: &Seen<'_>| {
+            truth.iter().filter(|(stack, _)| begins(stack, row)).map(|(_, blocks)| *blocks).sum::<Blocks>()
+        };
+        let enough = |row: &Seen<'_>| sum_of(truth, row).count >= row.blocks.count;
+        let all: Blocks = family.iter().map(|row| row.blocks).sum();
+        let is_cut = family.iter().all(|row| row.truncated.is_some() && enough(row));
+        if is_cut && sum_of(truth, &family[0]) == all {
+            truth.retain(|stack, _| !begins(stack, &family[0]));
+            for row in &family {
+                let why = row.truncated.unwrap_or_default();
+                let count = usize::try_from(row.blocks.count).unwrap_or(usize::MAX);
+                *self.cut.entry(why.to_owned()).or_default() += count;
+                *self.cuts.entry(explain_cut(why, &row.stack, names)).or_default() += count;
+            }
+            return;
+        }
+        for row in family {
+            let why = match told.get(&row.stack) {
+                Some(told) => format!("where gdb has {} bytes in {}", told.bytes, told.count),
+                None => row.truncated.unwrap_or("whole").to_owned(),
+            };
+            let likely = likeliest(&row.stack, row.blocks, told);
+            self.wrong.push(explain(&why, row.blocks, &row.stack, likely, names));
+        }
     }
 
     /// The wrong stacks, alike ones together: how many, and one of them.
@@ -275,7 +347,7 @@ mod tests {
     }
 
     fn between(hits: &[Hit], rows: &[Row]) -> Agreement {
-        Agreement::between(hits, rows, 0..0)
+        Agreement::between(hits, rows, &Circumstances::default())
     }
 
     #[test]

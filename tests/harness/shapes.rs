@@ -26,6 +26,14 @@ pub fn rust_shapes() -> PathBuf {
     })
 }
 
+/// `static.c` with its C library in it: with its symbols, since nothing else tells where malloc is.
+pub fn static_shapes(compiler_name: &str, flags: &[&str]) -> PathBuf {
+    build_once(format!("static-{compiler_name}{}", flags.concat()), |path| {
+        let mut cc = compiler(compiler_name, flags);
+        run_tool(cc.args(["-std=gnu11", "-o"]).arg(path).arg(source("static.c")).arg(source("frames.c")));
+    })
+}
+
 /// `early.cc` or `standard.c`, stripped.
 pub fn shapes_program(name: &str) -> PathBuf {
     shapes("plain", &[]).with_file_name(name)
@@ -43,7 +51,8 @@ pub fn function_offset(program: &Path, name: &str) -> u64 {
     u64::from_str_radix(&line[..16], 16).expect("an address")
 }
 
-/// The program, stripped, without immediate binding. `label` tells builds with different `flags` apart.
+/// The program, stripped, without immediate binding. `label` tells builds with different `flags` apart. One of
+/// which the C part has `-g` is not stripped: its unwind information may be what only debuggers need.
 pub fn shapes(label: &str, flags: &[&str]) -> PathBuf {
     let directory = build_once(format!("shapes-{label}"), |directory| {
         std::fs::create_dir(directory).expect("make a directory");
@@ -59,14 +68,16 @@ pub fn names_of(program: &Path) -> PathBuf {
 
 fn build(directory: &Path, flags: &[&str]) {
     let origin = "-Wl,-rpath,$ORIGIN";
+    let keeps_symbols = flags.contains(&"-g");
+    let strip: &[&str] = if keeps_symbols { &[] } else { &["-s"] };
     let library = directory.join("libshapes.so");
     let mut cc = compiler("cc", flags);
-    cc.args(["-shared", "-fPIC", "-s", "-Wl,-soname,libshapes.so", "-o"]).arg(&library);
+    cc.args(strip).args(["-shared", "-fPIC", "-Wl,-soname,libshapes.so", "-o"]).arg(&library);
     run_tool(cc.arg(source("library.c")).arg(source("library_code.S")));
 
     let mut cc = compiler("cc", flags);
-    cc.args(["-shared", "-fPIC", "-s", "-Wl,-z,lazy", origin, "-o"]).arg(directory.join("libplugin.so"));
-    run_tool(cc.arg(source("plugin.c")).arg(&library));
+    cc.args(strip).args(["-shared", "-fPIC", "-Wl,-z,lazy", origin, "-o"]);
+    run_tool(cc.arg(directory.join("libplugin.so")).arg(source("plugin.c")).arg(&library));
 
     let mut objects = Vec::new();
     let mut object = |mut command: Command, file: &str| {
@@ -81,7 +92,8 @@ fn build(directory: &Path, flags: &[&str]) {
     }
     object(compiler("cc", &[]), "code.S");
     let mut cxx = compiler("c++", flags);
-    cxx.arg("-std=c++17");
+    // Exceptions need it.
+    cxx.args(["-std=c++17", "-fasynchronous-unwind-tables"]);
     object(cxx, "cxx.cc");
 
     let mut cxx = compiler("c++", flags);
@@ -96,5 +108,9 @@ fn build(directory: &Path, flags: &[&str]) {
     let mut link = Command::new("c++");
     link.args(["-pthread", "-Wl,-z,lazy", origin, "-o"]).arg(&named).args(&objects);
     run_tool(link.arg(&library).args(["-lsqlite3", "-lxml2", "-lz"]));
-    run_tool(Command::new("strip").arg("-o").arg(&program).arg(&named));
+    if keeps_symbols {
+        std::fs::copy(&named, &program).expect("copy a program");
+    } else {
+        run_tool(Command::new("strip").arg("-o").arg(&program).arg(&named));
+    }
 }

@@ -1,11 +1,11 @@
 //! Native stacks against gdb's: the same program runs once under each, and the stacks of its planted blocks are
 //! compared frame for frame, by file and offset.
 
-use memtrace_tests::harness::agreement::Agreement;
+use memtrace_tests::harness::agreement::{Agreement, Circumstances};
 use memtrace_tests::harness::gdb::{Gdb, Plan};
 use memtrace_tests::harness::program::open_directory;
 use memtrace_tests::harness::return_probes::ReturnProbes;
-use memtrace_tests::harness::shapes::{function_offset, rust_shapes, shapes, shapes_program};
+use memtrace_tests::harness::shapes::{function_offset, rust_shapes, shapes, shapes_program, static_shapes};
 use memtrace_tests::harness::{Memtrace, Report, Target, as_root};
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
@@ -36,6 +36,8 @@ struct Case<'a> {
     /// What it does then, to its end.
     commands: &'a [&'a str],
     plan: Plan,
+    /// See [`Circumstances::unloaded`].
+    unloaded: Option<&'static str>,
 }
 
 impl Case<'_> {
@@ -65,7 +67,7 @@ impl Case<'_> {
 
         let mut target = self.start();
         let disturbance = disturb(target.pid());
-        let vdso = vdso(target.pid());
+        let run = Circumstances { vdso: vdso(target.pid()), unloaded: self.unloaded };
         let session =
             memtrace(&self.plan).args(["-p", &target.pid().to_string(), "--format", "json"]).trace();
         self.tell(&mut target, self.commands);
@@ -73,7 +75,7 @@ impl Case<'_> {
         let report = session.finish().report();
         drop(disturbance);
         report.expect_nothing_lost();
-        Agreement::between(&hits, &report.stacks, vdso)
+        Agreement::between(&hits, &report.stacks, &run)
     }
 }
 
@@ -102,7 +104,7 @@ fn compare_command(program: &Path) -> Agreement {
     memtrace(&plan).output(&file).arg("--").arg(program).run().expect_code(7);
     let report = Report::read(&file);
     report.expect_nothing_lost();
-    Agreement::between(&hits, &report.stacks, 0..0)
+    Agreement::between(&hits, &report.stacks, &Circumstances::default())
 }
 
 /// Prints the summary and checks that nothing is wrong; and the share of what is equal, which it gives.
@@ -122,8 +124,13 @@ fn check(name: &str, agreement: &Agreement) -> f64 {
 
 /// `targets/shapes`.
 fn compare_shapes(step: &str, before: &[&str], commands: &[&str]) -> Agreement {
+    compare_build("plain", &[], step, before, commands)
+}
+
+fn compare_build(label: &str, flags: &[&str], step: &str, before: &[&str], commands: &[&str]) -> Agreement {
     let plan = Plan { sizes: SIZES, rules: RULES };
-    Case { program: &shapes("plain", &[]), arguments: &[step], before, commands, plan }.compare()
+    let unloaded = commands.contains(&"fresh").then_some("/libplugin.so");
+    Case { program: &shapes(label, flags), arguments: &[step], before, commands, plan, unloaded }.compare()
 }
 
 #[test]
@@ -163,6 +170,7 @@ fn stacks_through_a_loaded_library_are_those_of_gdb() {
     check("loaded and unloaded", &compare_shapes("2", &[], &["fresh"]));
 }
 
+/// A signal at every instruction of functions of the program, of libraries and of the dynamic linker.
 #[test]
 fn stacks_at_every_instruction_are_those_of_gdb() {
     let _root = as_root();
@@ -175,7 +183,8 @@ fn stacks_of_rust_are_those_of_gdb() {
     let _root = as_root();
     let plan = Plan { sizes: SIZES, rules: "" };
     let program = rust_shapes();
-    let case = Case { program: &program, arguments: &["1"], before: &[], commands: &["go"], plan };
+    let case =
+        Case { program: &program, arguments: &["1"], before: &[], commands: &["go"], plan, unloaded: None };
     let share = check("Rust", &case.compare());
     assert!(share >= LEAST_EQUAL, "{share}");
 }
@@ -186,7 +195,8 @@ fn stacks_of_libraries_are_those_of_gdb() {
     let _root = as_root();
     let plan = Plan { sizes: 0..=1 << 40, rules: "" };
     let program = shapes_program("standard");
-    let case = Case { program: &program, arguments: &[], before: &[], commands: &["go"], plan };
+    let case =
+        Case { program: &program, arguments: &[], before: &[], commands: &["go"], plan, unloaded: None };
     let share = check("libraries", &case.compare());
     assert!(share >= LEAST_EQUAL, "{share}");
 }
@@ -221,7 +231,50 @@ fn stacks_under_return_probes_are_those_of_gdb() {
     let offsets: Vec<u64> = functions.iter().map(|name| function_offset(&program, name)).collect();
     let plan = Plan { sizes: SIZES, rules: RULES };
     let probes = |pid| ReturnProbes::place(pid, &program, &offsets);
-    let case = Case { program: &program, arguments: &["1"], before: &[], commands: &["probed"], plan };
+    let case = Case {
+        program: &program,
+        arguments: &["1"],
+        before: &[],
+        commands: &["probed"],
+        plan,
+        unloaded: None,
+    };
     let share = check("under return probes", &case.compare_while(probes));
     assert!(share >= LEAST_EQUAL, "{share}");
+}
+
+/// As distributions compile, small, and with what only debuggers need.
+#[test]
+fn stacks_of_other_builds_are_those_of_gdb() {
+    let _root = as_root();
+    let hardened = [
+        "-fstack-protector-strong",
+        "-fstack-clash-protection",
+        "-fcf-protection",
+        "-D_FORTIFY_SOURCE=2",
+        "-Wl,-z,relro",
+        "-Wl,-z,ibtplt",
+    ];
+    let builds: [(&str, &[&str]); 4] = [
+        ("hardened", &hardened),
+        ("small", &["-Os"]),
+        ("inlined", &["-O3", "-fno-plt"]),
+        ("debug_frame", &["-g", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]),
+    ];
+    for (label, flags) in builds {
+        let share = check(label, &compare_build(label, flags, "11", &[], &["go"]));
+        assert!(share >= LEAST_EQUAL, "{label}: {share}");
+    }
+}
+
+#[test]
+fn stacks_of_static_programs_are_those_of_gdb() {
+    let _root = as_root();
+    for (compiler, flags) in [("cc", ["-static"]), ("cc", ["-static-pie"]), ("musl-gcc", ["-static"])] {
+        let program = static_shapes(compiler, &flags);
+        let plan = Plan { sizes: SIZES, rules: "" };
+        let case =
+            Case { program: &program, arguments: &[], before: &[], commands: &["go"], plan, unloaded: None };
+        check(&format!("{compiler} {}", flags[0]), &case.compare());
+    }
 }
