@@ -1,7 +1,7 @@
 //! The code objects that a walk has come upon: frames of one function are often on the stack several times.
 
 use super::{CodeWords, PythonLayout};
-use crate::frame::UNKNOWN_UNIT;
+use crate::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
 use crate::memory::ReadMemory;
 use crate::native::put;
 
@@ -91,6 +91,6 @@ impl KnownCode {
     #[inline(always)]
     pub fn unit(&self, distance: i64) -> u32 {
         let unit = distance as u64 / 2;
-        if unit < self.units && unit < u64::from(UNKNOWN_UNIT) { unit as u32 } else { UNKNOWN_UNIT }
+        if unit < self.units && unit < u64::from(NO_UNIT_YET) { unit as u32 } else { UNKNOWN_UNIT }
     }
 }
