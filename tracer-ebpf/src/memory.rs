@@ -35,7 +35,8 @@ impl ReadMemory for DirectMemory {
     fn read_words<const N: usize>(&self, addr: u64, count: u32, to: &mut [u64; N]) -> bool {
         const { assert!(N.is_power_of_two()) };
         // A bound that the verifier sees. Nobody asks for all the words that there is room for.
-        let bytes = (count & (N as u32 - 1)) * 8;
+        // SAFETY: a local. Read anew, so that the compiler keeps the mask even where it knows a bound itself.
+        let bytes = (unsafe { read_volatile(&raw const count) } & (N as u32 - 1)) * 8;
         // SAFETY: a user read may fail; it writes fewer words than there are.
         unsafe {
             bytes != 0 && generated::bpf_probe_read_user((&raw mut *to).cast(), bytes, addr as *const _) == 0

@@ -9,9 +9,6 @@ use crate::memory::ReadMemory;
 /// Bit of `co_flags`: a function's code (CPython `Include/cpython/code.h`).
 const CO_OPTIMIZED: u64 = 1;
 
-/// Words that are looked at of a text or a table.
-const END_WORDS: u32 = 4;
-
 /// Words of a code object that are read at once, at most.
 const CODE_WORDS: usize = 32;
 
@@ -142,21 +139,25 @@ impl CodeWords {
 }
 
 /// Folds the last whole words of a text or a table, where names and lines differ, or all of one that is shorter
-/// than a word. Words that are not there are folded as 0: the fewer ways through this, the sooner the verifier
-/// is through with them.
+/// than a word. There are few ways through this, and no array that would be cleared byte by byte: the verifier
+/// looks at each of them.
 #[inline(always)]
 fn fold_end(memory: &impl ReadMemory, check: u64, bytes: &Bytes) -> u64 {
-    let mut words = [0; 2 * END_WORDS as usize];
-    let whole = bytes.len / 8;
-    let count = if whole > END_WORDS { END_WORDS } else { whole };
-    if count != 0 {
-        let from = bytes.addr.wrapping_add(bytes.len.into()).wrapping_sub(u64::from(count) * 8);
-        memory.read_words(from, count, &mut words);
+    let end_addr = bytes.addr.wrapping_add(bytes.len.into());
+    let word = |number: u32| memory.read_word(end_addr.wrapping_sub(u64::from(number) * 8)).unwrap_or(0);
+    let mut check = check;
+    if bytes.len >= 8 {
+        check = fold(check, word(1));
     } else if bytes.len != 0 {
-        words[0] = memory.read_word(bytes.addr).unwrap_or(0) & ((1 << (8 * bytes.len)) - 1);
+        check = fold(check, memory.read_word(bytes.addr).unwrap_or(0) & ((1 << (8 * bytes.len)) - 1));
     }
-    let check = fold(fold(check, words[0]), words[1]);
-    fold(fold(check, words[2]), words[3])
+    if bytes.len >= 16 {
+        check = fold(check, word(2));
+    }
+    if bytes.len >= 24 {
+        check = fold(check, word(3));
+    }
+    check
 }
 
 /// Multiply and fold: the multiplier is 2^64 divided by the golden ratio, made odd.
@@ -169,14 +170,9 @@ fn fold(check: u64, word: u64) -> u64 {
 #[inline(always)]
 fn text(memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) -> Text {
     let fields = &layout.text;
-    // Length, hash, state.
-    let mut words = [0; 4];
-    if fields.state.wrapping_sub(fields.length) != 16
-        || !memory.read_words(addr.wrapping_add(fields.length.into()), 3, &mut words)
-    {
-        return Text::default();
-    }
-    let [length, _, state, _] = words;
+    let length = memory.read_word(addr.wrapping_add(fields.length.into()));
+    let state = memory.read_word(addr.wrapping_add(fields.state.into()));
+    let (Some(length), Some(state)) = (length, state) else { return Text::default() };
     let kind = TextKind::from_number((state >> fields.kind_shift) as u8 & 7);
     let is_compact = state >> fields.compact_bit & 1 != 0;
     let is_ascii = state >> fields.compact_bit >> 1 & 1 != 0;

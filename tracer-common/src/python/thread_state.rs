@@ -117,14 +117,14 @@ impl PythonCursor {
     /// Notes the first of several interpreters. The newest is the first, and the main one the last.
     #[inline(always)]
     fn look_for_interpreters(&mut self, memory: &impl ReadMemory, layout: &PythonLayout) -> bool {
-        let mut head_and_main = [0; 4];
-        let has_others = memory.read_words(layout.interpreters_addr, 2, &mut head_and_main)
-            && head_and_main[0] != head_and_main[1];
-        if has_others {
-            self.next_interpreter = head_and_main[0];
+        let head = memory.read_word(layout.interpreters_addr);
+        let main = memory.read_word(layout.interpreters_addr.wrapping_add(8));
+        let (Some(head), Some(main)) = (head, main) else { return false };
+        if head != main {
+            self.next_interpreter = head;
             self.looks_left = MAX_LOOKS;
         }
-        has_others
+        head != main
     }
 }
 
