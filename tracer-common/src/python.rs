@@ -17,8 +17,6 @@
 //! [`PythonLayout`].
 
 mod code_object;
-mod frame_words;
-mod known_codes;
 mod layout;
 mod thread_state;
 
@@ -29,8 +27,9 @@ pub use layout::{
 
 use crate::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
 use crate::memory::ReadMemory;
-use frame_words::FrameWords;
-use known_codes::KnownCodes;
+
+/// Words of a frame that are read at once, at most.
+const FRAME_WORDS: usize = 16;
 
 /// Owner of a generator's frame: `FRAME_OWNED_BY_GENERATOR`, the same in each version that has owners.
 const OWNED_BY_GENERATOR: u8 = 1;
@@ -38,7 +37,7 @@ const OWNED_BY_GENERATOR: u8 = 1;
 /// Where a walk is. It holds what was read last too, which is too much for the stack of an eBPF program: keep
 /// it in a map.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PythonCursor {
     /// The thread's pointer to itself.
     fs_base: u64,
@@ -60,8 +59,7 @@ pub struct PythonCursor {
     is_run_over: u32,
     /// How many more thread states and interpreters are looked at.
     looks_left: u32,
-    frames: FrameWords,
-    codes: KnownCodes,
+    frame_words: [u64; FRAME_WORDS],
     code_words: CodeWords,
 }
 
@@ -92,6 +90,25 @@ pub enum PythonStep {
     Lost,
 }
 
+impl Default for PythonCursor {
+    fn default() -> Self {
+        Self {
+            fs_base: 0,
+            thread: 0,
+            frame: 0,
+            base_frame: 0,
+            c_frame: 0,
+            mark: 0,
+            next_thread: 0,
+            next_interpreter: 0,
+            is_run_over: 0,
+            looks_left: 0,
+            frame_words: [0; FRAME_WORDS],
+            code_words: CodeWords::default(),
+        }
+    }
+}
+
 impl PythonCursor {
     /// Takes one step of a walk that [`PythonCursor::start`] began. A walk over damaged memory may not end by
     /// itself: the caller bounds it.
@@ -105,50 +122,65 @@ impl PythonCursor {
         if frame_addr == 0 || frame_addr == self.base_frame {
             return self.find_more(memory, layout);
         }
-        let Some(frame) = self.frames.read(memory, layout, frame_addr) else { return PythonStep::Lost };
-        self.frame = frame.previous;
-        if layout.flavor == Flavor::Shim as u8 {
-            if frame.owner == layout.frame.shim_owner {
-                return PythonStep::EndOfRun { mark_addr: frame_addr };
-            }
-            if frame.owner > layout.frame.shim_owner {
-                return PythonStep::Skip;
-            }
+        let fields = &layout.frame;
+        let from = frame_addr.wrapping_add(u64::from(fields.read_from));
+        if !memory.read_words(from, fields.read_words.into(), &mut self.frame_words) {
+            return PythonStep::Lost;
         }
-        if frame.is_entry || layout.flavor < Flavor::EntryMark as u8 {
+        self.frame = self.frame_word(fields.previous);
+        let is_shimmed = layout.flavor == Flavor::Shim as u8;
+        let mut owner = 0;
+        if is_shimmed || layout.flavor == Flavor::EntryMark as u8 {
+            owner = self.frame_byte(fields.owner);
+        }
+        if is_shimmed && owner == fields.shim_owner {
+            return PythonStep::EndOfRun { mark_addr: frame_addr };
+        }
+        if is_shimmed && owner > fields.shim_owner {
+            return PythonStep::Skip;
+        }
+        let instruction = self.frame_word(fields.instruction);
+        let bytecode_copy = self.frame_word(fields.tlbc_index) as u32;
+        let is_entry = layout.flavor == Flavor::EntryMark as u8 && self.frame_byte(fields.is_entry) != 0;
+        if is_entry || layout.flavor == Flavor::CFrame as u8 || layout.flavor == Flavor::Plain as u8 {
             self.end_run(memory, layout);
         }
         // The lowest bits are tags from 3.14 on; objects are aligned in each version.
-        let code_addr = frame.code & !7;
-        let index = self.codes.index(code_addr);
-        if !self.codes.has(index, code_addr) {
-            if !self.code_words.read(memory, layout, code_addr) {
-                // It may lie in a page that is not in memory now. The frame is there all the same.
-                return PythonStep::Frame { code_addr, unit: UNKNOWN_UNIT, check: 0 };
-            }
-            if !self.code_words.is_code(layout) {
-                return PythonStep::Lost;
-            }
-            self.codes.put(index, code_addr, &self.code_words, memory, layout);
+        let code_addr = self.frame_word(fields.code) & !7;
+        if !self.code_words.read(memory, layout, code_addr) {
+            // It may lie in a page that is not in memory now. The frame is there all the same.
+            return PythonStep::Frame { code_addr, unit: UNKNOWN_UNIT, check: 0 };
         }
-        let code = self.codes.at(index);
-        let unit = if layout.flavor < Flavor::EntryMark as u8 {
-            unit_of_index(layout, frame.instruction)
-        } else {
-            let mut start_addr = code_addr.wrapping_add(layout.code.bytecode.into());
-            if frame.tlbc_index != 0 {
-                // Each thread of a free-threaded interpreter has a copy: {size; entries[]}.
-                let entry = u64::from(frame.tlbc_index).wrapping_add(1).wrapping_mul(8);
-                start_addr = memory.read_word(code.tlbc.wrapping_add(entry)).unwrap_or(0);
+        if !self.code_words.is_code(layout) {
+            return PythonStep::Lost;
+        }
+        let unit = match layout.flavor {
+            flavor if flavor == Flavor::Plain as u8 || flavor == Flavor::CFrame as u8 => {
+                unit_of_index(layout, instruction)
             }
-            let distance = frame.instruction.wrapping_sub(start_addr) as i64;
-            if frame.owner != OWNED_BY_GENERATOR && distance < code.first_traceable_byte {
-                // It is being built. CPython does not show it either: `_PyFrame_IsIncomplete`.
-                return PythonStep::Skip;
+            _ => {
+                let start_addr = self.bytecode(memory, layout, code_addr, bytecode_copy);
+                let distance = instruction.wrapping_sub(start_addr) as i64;
+                if owner != OWNED_BY_GENERATOR && distance < self.code_words.first_traceable_byte(layout) {
+                    // It is being built. CPython does not show it either: `_PyFrame_IsIncomplete`.
+                    return PythonStep::Skip;
+                }
+                self.code_words.unit(layout, distance)
             }
-            code.unit(distance)
         };
-        PythonStep::Frame { code_addr, unit, check: code.check }
+        PythonStep::Frame { code_addr, unit, check: self.code_words.check(memory, layout) }
+    }
+
+    /// Where the bytecode lies that the frame's instruction pointer points into; far from it where that cannot
+    /// be read.
+    #[inline(always)]
+    fn bytecode(&self, memory: &impl ReadMemory, layout: &PythonLayout, code_addr: u64, copy: u32) -> u64 {
+        if layout.code.tlbc == 0 || copy == 0 {
+            return code_addr.wrapping_add(layout.code.bytecode.into());
+        }
+        // Each thread of a free-threaded interpreter has a copy: {size; entries[]}.
+        let entry = u64::from(copy).wrapping_add(1).wrapping_mul(8);
+        memory.read_word(self.code_words.word(layout.code.tlbc).wrapping_add(entry)).unwrap_or(0)
     }
 
     /// Notes that the frame which was just read is the last of its run.
@@ -161,6 +193,19 @@ impl PythonCursor {
             // The marks of the runs behind it are unknown then; the frames are not.
             self.c_frame = memory.read_word(previous).unwrap_or(0);
         }
+    }
+
+    /// The word of the frame that holds the field at `offset`, whose first byte comes lowest. The index is
+    /// masked, so that neither a check nor a panic is left of it.
+    #[inline(always)]
+    fn frame_word(&self, offset: u16) -> u64 {
+        let word = self.frame_words[usize::from(offset >> 3) & (FRAME_WORDS - 1)];
+        word >> ((offset & 7) * 8)
+    }
+
+    #[inline(always)]
+    fn frame_byte(&self, offset: u16) -> u8 {
+        self.frame_word(offset) as u8
     }
 }
 

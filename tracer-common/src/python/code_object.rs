@@ -4,6 +4,7 @@ use core::ptr::read_volatile;
 
 use super::PythonLayout;
 use crate::code::TextKind;
+use crate::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
 use crate::memory::ReadMemory;
 
 /// Bit of `co_flags`: a function's code (CPython `Include/cpython/code.h`).
@@ -135,6 +136,17 @@ impl CodeWords {
     #[inline(always)]
     pub(super) fn first_traceable_byte(&self, layout: &PythonLayout) -> i64 {
         i64::from(self.word(layout.code.first_traceable) as u32 as i32) * 2
+    }
+
+    /// The code unit at a distance from the first, in bytes.
+    #[inline(always)]
+    pub(super) fn unit(&self, layout: &PythonLayout, distance: i64) -> u32 {
+        let unit = distance as u64 / 2;
+        if unit < self.word(layout.code.units) && unit < u64::from(NO_UNIT_YET) {
+            unit as u32
+        } else {
+            UNKNOWN_UNIT
+        }
     }
 }
 

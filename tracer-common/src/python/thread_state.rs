@@ -32,8 +32,6 @@ impl PythonCursor {
         put(&mut self.next_thread, 0);
         put(&mut self.next_interpreter, 0);
         put(&mut self.looks_left, 0);
-        self.frames.clear();
-        self.codes.clear();
         let mut thread = 0;
         if layout.attached_tls_offset != 0 {
             thread = word_of_thread(memory, fs_base, layout.attached_tls_offset);

@@ -38,7 +38,7 @@ pub struct Walked {
 }
 
 /// Most steps of a walk.
-pub const MAX_STEPS: usize = 1000;
+const MAX_STEPS: usize = 1000;
 
 /// Most bytes that are read of a text or a table.
 const MAX_BYTES: u64 = 1 << 16;
