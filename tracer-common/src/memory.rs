@@ -7,6 +7,14 @@ pub trait ReadMemory {
     /// The 8 bytes at `addr` in the target's byte order, or `None` where they cannot be read.
     fn read_word(&self, addr: u64) -> Option<u64>;
 
+    /// The 8 bytes at `addr`, or 0 where they cannot be read.
+    ///
+    /// The kernel side overrides it by one that has no two ways for the verifier to look at.
+    #[inline(always)]
+    fn read_word_or_zero(&self, addr: u64) -> u64 {
+        self.read_word(addr).unwrap_or(0)
+    }
+
     /// Reads the `count` words at `addr` into the first ones of `to`, or says `false`. `count` is to be less than
     /// `N`, a power of two.
     ///

@@ -32,6 +32,14 @@ impl ReadMemory for DirectMemory {
     }
 
     #[inline(always)]
+    fn read_word_or_zero(&self, addr: u64) -> u64 {
+        let mut word = 0;
+        // SAFETY: a user read may fail; it writes the 8 bytes of `word`, zeroes where it fails.
+        unsafe { generated::bpf_probe_read_user((&raw mut word).cast(), 8, addr as *const _) };
+        word
+    }
+
+    #[inline(always)]
     fn read_words<const N: usize>(&self, addr: u64, count: u32, to: &mut [u64; N]) -> bool {
         const { assert!(N.is_power_of_two()) };
         // A bound that the verifier sees. Nobody asks for all the words that there is room for.
