@@ -65,7 +65,9 @@ impl Circumstances {
     fn in_unloaded(&self, addr: u64, truth: &BTreeMap<Stack, Blocks>) -> Option<Place> {
         let library = self.unloaded?;
         let is_same = |place: &&Place| match place {
-            Place::InFile(path, offset) => path.ends_with(library) && (offset ^ addr) % PAGE_BYTES == 0,
+            Place::InFile(path, offset) => {
+                path.ends_with(library) && (offset ^ addr).is_multiple_of(PAGE_BYTES)
+            }
             Place::At(_) => false,
         };
         truth.keys().flatten().find(is_same).cloned()

@@ -2,8 +2,9 @@
 
 use super::deadline::{read_line, wait_exit};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::NamedTempFile;
@@ -20,6 +21,22 @@ pub struct Plan {
     pub sizes: RangeInclusive<u64>,
     /// Frames that gdb cannot know how to leave; `gdb_stacks.py` says how they are written.
     pub rules: &'static str,
+    /// Whether each stack is to come with the memory that a walk of it reads: then the file for the kernel's code.
+    pub memory: Option<PathBuf>,
+}
+
+impl Plan {
+    /// What is planted by `targets/shapes`, and its frames of which nothing tells how to leave them.
+    pub fn of_shapes() -> Self {
+        let rules = "0x10000000000-0x10000000fff:rbp,0x10000001000-0x10000001fff:rsp+32,\
+                     0x10000002000-0x10000002fff:rbp,library_without_anything:rsp+32";
+        Self { rules, ..Self::planted() }
+    }
+
+    /// What the targets of stacks plant: `FIRST_BYTES` and `LAST_BYTES` in `targets/shapes/shapes.h`.
+    pub fn planted() -> Self {
+        Self { sizes: 700_000..=799_999, rules: "", memory: None }
+    }
 }
 
 /// One allocation.
@@ -78,6 +95,9 @@ impl Gdb {
         command.args(["-batch", "-nx", "-x", SCRIPT]).stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(Stdio::null()).env("STACKS_OUT", stacks.path()).env("STACKS_RULES", plan.rules);
         command.env("STACKS_SIZES", format!("{}-{}", plan.sizes.start(), plan.sizes.end()));
+        if let Some(file) = &plan.memory {
+            command.env("STACKS_MEMORY", file);
+        }
         complete(&mut command);
         let child = command.spawn();
         let child = child
@@ -86,7 +106,12 @@ impl Gdb {
     }
 
     /// The stacks, once the target has ended.
-    pub fn finish(mut self) -> Vec<Hit> {
+    pub fn finish(self) -> Vec<Hit> {
+        self.finish_as()
+    }
+
+    /// The same with all that gdb wrote.
+    pub fn finish_as<T: DeserializeOwned>(mut self) -> Vec<T> {
         let status = wait_exit(&mut self.child, LIMIT).expect("gdb ends in time");
         assert!(status.success(), "gdb ended with {status}");
         let text = std::fs::read_to_string(self.stacks.path()).expect("read what gdb wrote");

@@ -6,6 +6,8 @@ The environment says what to do:
   STACKS_RULES  frames of which gdb cannot know how to leave them, "first-last:rule" or "symbol:rule" separated
                 by commas; "rbp": they keep a frame pointer; "rsp+N": the frame ends N bytes above the stack
                 pointer after the call
+  STACKS_MEMORY when set, each stack comes with what its walk needs: registers, the stack's memory and the executable
+                mappings; the kernel's own code is written to that file
   STACKS_RUN    when set, the program is started with its standard input from that file; else it was attached
 """
 
@@ -17,6 +19,7 @@ from gdb.unwinder import Unwinder
 
 LEAST, MOST = (int(bytes) for bytes in os.environ["STACKS_SIZES"].split("-"))
 OUT = open(os.environ["STACKS_OUT"], "w")
+MEMORY = os.environ.get("STACKS_MEMORY")
 DEEPEST = 4000
 
 # Which argument is what, by the System V ABI.
@@ -138,6 +141,51 @@ def is_outermost(pc, path, offset):
     return START_CONTEXT in code.tobytes()
 
 
+# Registers may be saved beyond the stack pointer of the outermost frame. Larger stacks are left out.
+BEYOND_BYTES = 512
+MOST_BYTES = 1 << 21
+
+
+def memory_of(stack_pointers):
+    """The stack's memory, in one piece for each mapping that it has parts of."""
+    pieces = []
+    for start, end, _, _ in list(mappings()):
+        inside = [pointer for pointer in stack_pointers if start <= pointer < end]
+        if inside:
+            first, last = min(inside), min(max(inside) + BEYOND_BYTES, end)
+            if last - first > MOST_BYTES:
+                return None
+            memory = gdb.selected_inferior().read_memory(first, last - first)
+            pieces.append([first, memory.tobytes().hex()])
+    return pieces
+
+
+def executable():
+    with open(f"/proc/{gdb.selected_inferior().pid}/maps") as lines:
+        codes = [line.split()[0] for line in lines if line.split()[1][2] == "x"]
+    for start, end, offset, path in mappings():
+        if f"{start:x}-{end:x}" in codes:
+            yield start, end, offset, path
+
+
+def context():
+    """What a walk from here needs."""
+    frame = gdb.newest_frame()
+    registers = [int(frame.read_register(name)) for name in ("rsp", "rbp")]
+    pointers = []
+    while frame is not None and len(pointers) < DEEPEST:
+        pointers.append(int(frame.read_register("rsp")))
+        frame = frame.older()
+    return {"registers": registers, "memory": memory_of(pointers), "code": list(executable())}
+
+
+def keep_kernel_code(file_name):
+    for start, end, _, path in mappings():
+        if path == "[vdso]":
+            with open(file_name, "wb") as file:
+                file.write(gdb.selected_inferior().read_memory(start, end - start).tobytes())
+
+
 def stack():
     """The frames of the caller of the function that was hit, and outwards; and why gdb ended."""
     maps = list(mappings())
@@ -204,7 +252,10 @@ class Allocation(gdb.Breakpoint):
                 frames, cut = stack()
             except gdb.error as error:
                 frames, cut = [], str(error)
-            write({"function": self.function, "bytes": size, "frames": frames, "cut": cut})
+            hit = {"function": self.function, "bytes": size, "frames": frames, "cut": cut}
+            if MEMORY:
+                hit["context"] = context()
+            write(hit)
         return False
 
 
@@ -228,6 +279,8 @@ def place_breakpoints():
             ADDRESSES.add(address)
         except gdb.error as error:
             print(f"no {function}: {error}")
+    if MEMORY:
+        keep_kernel_code(MEMORY)
     rules = list(known_frames())
     if rules:
         gdb.unwinder.register_unwinder(None, KnownFrames(rules))

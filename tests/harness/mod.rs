@@ -3,6 +3,8 @@
 pub mod agreement;
 pub mod deadline;
 pub mod gdb;
+#[cfg(test)]
+mod images;
 pub mod lock;
 pub mod memtrace;
 pub mod program;

@@ -66,7 +66,8 @@ pub fn names_of(program: &Path) -> PathBuf {
     program.with_extension("named")
 }
 
-fn build(directory: &Path, flags: &[&str]) {
+/// Builds it and all that belongs to it.
+pub fn build(directory: &Path, flags: &[&str]) {
     let origin = "-Wl,-rpath,$ORIGIN";
     let keeps_symbols = flags.contains(&"-g");
     let strip: &[&str] = if keeps_symbols { &[] } else { &["-s"] };

@@ -7,7 +7,7 @@ use memtrace_tests::harness::program::open_directory;
 use memtrace_tests::harness::return_probes::ReturnProbes;
 use memtrace_tests::harness::shapes::{function_offset, rust_shapes, shapes, shapes_program, static_shapes};
 use memtrace_tests::harness::{Memtrace, Report, Target, as_root};
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::path::Path;
 
 /// The same for signals at every instruction: those of `longjmp`, `setcontext` and of the C library's lazy
@@ -16,13 +16,6 @@ const LEAST_AT_EVERY_INSTRUCTION: f64 = 0.94;
 
 /// The share of stacks that must be equal.
 const LEAST_EQUAL: f64 = 0.995;
-
-/// What the plan's blocks have, and nothing else of the programs.
-const SIZES: RangeInclusive<u64> = 700_000..=799_999;
-
-/// Frames of `targets/shapes` that gdb cannot know how to leave.
-const RULES: &str = "0x10000000000-0x10000000fff:rbp,0x10000001000-0x10000001fff:rsp+32,\
-                     0x10000002000-0x10000002fff:rbp,library_without_anything:rsp+32";
 
 /// So many stacks are shown that are wrong, and so many kinds of those that are cut.
 const SHOWN: usize = 40;
@@ -96,7 +89,7 @@ fn memtrace(plan: &Plan) -> Memtrace {
 
 /// The same for a program that takes no commands, from its first instruction.
 fn compare_command(program: &Path) -> Agreement {
-    let plan = Plan { sizes: SIZES, rules: "" };
+    let plan = Plan::planted();
     let hits = Gdb::run(program, Path::new("/dev/null"), &plan);
 
     let directory = open_directory();
@@ -128,7 +121,7 @@ fn compare_shapes(step: &str, before: &[&str], commands: &[&str]) -> Agreement {
 }
 
 fn compare_build(label: &str, flags: &[&str], step: &str, before: &[&str], commands: &[&str]) -> Agreement {
-    let plan = Plan { sizes: SIZES, rules: RULES };
+    let plan = Plan::of_shapes();
     let unloaded = commands.contains(&"fresh").then_some("/libplugin.so");
     Case { program: &shapes(label, flags), arguments: &[step], before, commands, plan, unloaded }.compare()
 }
@@ -181,7 +174,7 @@ fn stacks_at_every_instruction_are_those_of_gdb() {
 #[test]
 fn stacks_of_rust_are_those_of_gdb() {
     let _root = as_root();
-    let plan = Plan { sizes: SIZES, rules: "" };
+    let plan = Plan::planted();
     let program = rust_shapes();
     let case =
         Case { program: &program, arguments: &["1"], before: &[], commands: &["go"], plan, unloaded: None };
@@ -193,7 +186,7 @@ fn stacks_of_rust_are_those_of_gdb() {
 #[test]
 fn stacks_of_libraries_are_those_of_gdb() {
     let _root = as_root();
-    let plan = Plan { sizes: 0..=1 << 40, rules: "" };
+    let plan = Plan { sizes: 0..=1 << 40, ..Plan::planted() };
     let program = shapes_program("standard");
     let case =
         Case { program: &program, arguments: &[], before: &[], commands: &["go"], plan, unloaded: None };
@@ -229,7 +222,7 @@ fn stacks_under_return_probes_are_those_of_gdb() {
         "walk_path",
     ];
     let offsets: Vec<u64> = functions.iter().map(|name| function_offset(&program, name)).collect();
-    let plan = Plan { sizes: SIZES, rules: RULES };
+    let plan = Plan::of_shapes();
     let probes = |pid| ReturnProbes::place(pid, &program, &offsets);
     let case = Case {
         program: &program,
@@ -272,7 +265,7 @@ fn stacks_of_static_programs_are_those_of_gdb() {
     let _root = as_root();
     for (compiler, flags) in [("cc", ["-static"]), ("cc", ["-static-pie"]), ("musl-gcc", ["-static"])] {
         let program = static_shapes(compiler, &flags);
-        let plan = Plan { sizes: SIZES, rules: "" };
+        let plan = Plan::planted();
         let case =
             Case { program: &program, arguments: &[], before: &[], commands: &["go"], plan, unloaded: None };
         check(&format!("{compiler} {}", flags[0]), &case.compare());

@@ -13,6 +13,7 @@ mod cargo;
 mod check;
 mod demo;
 mod ebpf;
+mod images;
 mod process;
 mod pythons;
 mod setup;
@@ -51,6 +52,8 @@ enum Command {
     Pythons(pythons::Args),
     /// Rewrite the golden files from what the code makes now
     Bless,
+    /// Make the memory images of native stacks anew, over which unit tests walk
+    Images,
 }
 
 fn main() -> ExitCode {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Pythons(args) => pythons::run(&args).map(succeeded),
         Command::Bless => bless::run().map(succeeded),
+        Command::Images => images::run().map(succeeded),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

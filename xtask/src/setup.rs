@@ -26,6 +26,10 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ),
     ("make, for the jemalloc in a Rust program of the live tests", &["make"]),
     ("keys of Debian's suites, for CPythons of other suites", &["debian-archive-keyring"]),
+    (
+        "gdb with Python, and libraries that programs of the live tests of stacks call",
+        &["gdb", "libsqlite3-dev", "libxml2-dev"],
+    ),
     ("unshare, for live tests in another mount namespace", &["util-linux"]),
     (
         "virtual machines for other kernels, which are fetched as packages",

@@ -1,6 +1,7 @@
 /* Walks a path for every shape and for pairs of shapes. Each plants one block.
  *
  * usage: shapes <step>: of the pairs, every <step>th
+ *   walk ...    the path of these shapes, by name
  *   go          shapes that compilers and libraries make, and what C++'s library allocates for itself
  *   deep        paths of many shapes: up to 200, and more frames
  *   rare        shapes that assembly makes, and code without a file
@@ -11,6 +12,7 @@
  *   plugin      shapes of the plugin, while it is kept
  *   fresh       the same, loading and unloading the plugin each time
  */
+#define _GNU_SOURCE
 #include <stdio.h>
 
 #include "shapes.h"
@@ -144,6 +146,17 @@ NAMED void walk_deep(void) {
     }
 }
 
+/* The path of the shapes whose names stand in the rest of a command. */
+NAMED void walk_names(char *list) {
+    char letters[COMMAND_BYTES], *rest = list;
+    size_t count = 0;
+    for (char *name; (name = strsep(&rest, " ")) != NULL;) {
+        letters[count++] = letter(shape_of(name));
+    }
+    letters[count] = 0;
+    walk_path(letters);
+}
+
 int main(int count, char **arguments) {
     char command[COMMAND_BYTES];
     size_t step = count > 1 ? strtoul(arguments[1], NULL, 10) : 1;
@@ -153,7 +166,9 @@ int main(int count, char **arguments) {
     answer("ready\n");
     for (;;) {
         next_command(command);
-        if (strcmp(command, "go") == 0) {
+        if (strncmp(command, "walk ", 5) == 0) {
+            walk_names(command + 5);
+        } else if (strcmp(command, "go") == 0) {
             walk_path("");
             walk_pairs(0, COMMON_COUNT, COMMON_COUNT, step);
             plant_in_cxx();

@@ -4,6 +4,7 @@ mod assembly;
 mod damage;
 mod elsewhere;
 mod memory_image;
+mod stacks;
 mod tables;
 mod truth;
 mod walk;
