@@ -77,7 +77,7 @@ def callbacks_of_builtins():
 
 class Caller:
     def method(self):
-        keep(bytes(size()), via=[[0, "methodcaller"]])
+        keep(bytes(size()), via=[[0, ""]])
 
     def __getattr__(self, name):
         if name == "missing":
