@@ -3,7 +3,18 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::{Child, ExitStatus};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+/// How many times slower than a machine this one is: 1, or what `cargo xtask vm` says of one that is emulated.
+/// Bounds on time are stretched by it.
+pub fn slowdown() -> u32 {
+    static SLOWDOWN: OnceLock<u32> = OnceLock::new();
+    *SLOWDOWN.get_or_init(|| match std::env::var("MEMTRACE_TEST_SLOWDOWN") {
+        Ok(times) => times.parse().unwrap_or_else(|_| panic!("MEMTRACE_TEST_SLOWDOWN={times} is no number")),
+        Err(_) => 1,
+    })
+}
 
 /// Sends `signal` to a child that this process has not yet waited for, so that its number is still its own.
 pub fn signal(child: &Child, signal: i32) {
@@ -13,9 +24,9 @@ pub fn signal(child: &Child, signal: i32) {
     assert_eq!(result, 0, "signal {signal} to {pid}: {}", io::Error::last_os_error());
 }
 
-/// Waits until `fd` is readable or at its end; `false` when `limit` passed first.
+/// Waits until `fd` is readable or at its end; `false` when `limit` passed first, on a machine of usual speed.
 pub fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> bool {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + limit * slowdown();
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -55,7 +66,7 @@ pub fn open_process(pid: i32) -> OwnedFd {
 
 /// Reads one line without its end; `None` at the end of the stream. Panics when `limit` passes first.
 pub fn read_line<R: Read + AsFd>(stream: &mut R, limit: Duration) -> Option<String> {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + limit * slowdown();
     let mut line = Vec::new();
     loop {
         let left = end.saturating_duration_since(Instant::now());

@@ -22,6 +22,9 @@ pub enum What {
 /// One live test that attaches to a process, and checks each row of the report.
 const SHORT_TEST: &str = "allocation::c_leaks_are_found_without_frame_pointers";
 
+/// How many times slower than this machine the guest is taken to be: it stretches the bounds of tests on time.
+const SLOWDOWN: (&str, &str) = ("MEMTRACE_TEST_SLOWDOWN", "10");
+
 /// Variables that the guest takes over: programs are to be found as here.
 const TAKEN_OVER: [&str; 3] = ["PATH", "HOME", "LANG"];
 
@@ -48,6 +51,7 @@ pub fn build(what: &What) -> Result<Programs> {
     let own = [
         (test::MEMTRACE_VARIABLE, memtrace.clone().into_os_string()),
         (test::LIVE_VARIABLE, "1".into()),
+        (SLOWDOWN.0, SLOWDOWN.1.into()),
         ("CARGO_MANIFEST_DIR", live.package_dir.clone().into_os_string()),
     ];
     Ok(Programs {
