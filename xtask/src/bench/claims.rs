@@ -98,7 +98,7 @@ pub fn all(figures: &Figures) -> Vec<Claim> {
             claim("blocks and bytes by which the report misses the live ones".to_owned(), wrong as f64, 0.0),
         ]
     }));
-    for ready in &figures.ready {
+    if let Some(ready) = &figures.ready {
         for (cache, samples, limit) in
             [("empty", &ready.cold, READY_COLD_MS), ("filled", &ready.cached, READY_CACHED_MS)]
         {
