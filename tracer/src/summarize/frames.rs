@@ -50,6 +50,7 @@ impl<'a> Framer<'a> {
             let contains = added.iter().rposition(is_evaluator_function);
             is_evaluator.extend((0..added.len()).map(|index| contains.is_some_and(|last| index <= last)));
         }
+        add_nameless(&frames, &mut is_evaluator);
         drop_stood_for(&mut frames, &is_evaluator, may_be_out_of_place(stack.end));
         frames
     }
@@ -95,6 +96,22 @@ fn is_evaluator_function(frame: &Frame) -> bool {
     };
     let whole = function.split('.').next().unwrap_or(function);
     EVALUATORS.contains(&whole) || function.starts_with(TAIL_CALLING_EVALUATOR)
+}
+
+/// Between a Python frame and a function that runs bytecode lies such a function too, though a stripped file
+/// has no name for it: `_PyEval_EvalCode` of Debian's 3.9.
+fn add_nameless(frames: &[Frame], is_evaluator: &mut [bool]) {
+    for (index, window) in frames.windows(3).enumerate() {
+        let [inner, frame, outer] = window else { continue };
+        let nameless = frame.kind == FrameKind::Native && frame.function.is_none();
+        if nameless
+            && inner.kind == FrameKind::Python
+            && is_evaluator[index + 2]
+            && frame.module == outer.module
+        {
+            is_evaluator[index + 1] = true;
+        }
+    }
 }
 
 /// Whether Python frames may stand elsewhere than the interpreter's that run them: then they come last.
@@ -151,7 +168,8 @@ mod tests {
         }
     }
 
-    /// The functions of a stack of these: `py` is a Python frame, `in>out` is inlined.
+    /// The functions of a stack of these: `py` is a Python frame, `?` a native one without a name, `in>out` is
+    /// inlined.
     fn kept(stack: &[&str]) -> Vec<String> {
         kept_of(WalkEnd::Complete, stack)
     }
@@ -164,12 +182,18 @@ mod tests {
             let mut frames: Vec<Frame> = element.split('>').map(native).collect();
             let inlined = frames.len() - 1;
             frames[..inlined].iter_mut().for_each(|frame| frame.inlined = true);
+            if *element == "?" {
+                frames[0].function = None;
+            }
             names.insert(CodeAddr::Unmapped { addr }, frames);
             words.push(if *element == "py" { python_word(0x8000, 0) } else { addr });
         }
         framed(&names, end, &words)
             .into_iter()
-            .map(|frame| frame.function.unwrap_or("py".to_owned()))
+            .map(|frame| match frame.kind {
+                FrameKind::Python => "py".to_owned(),
+                _ => frame.function.unwrap_or("?".to_owned()),
+            })
             .collect()
     }
 
@@ -214,6 +238,15 @@ mod tests {
         assert_eq!(kept(&[loop_, "call", "py"]), [loop_, "call", "py"]);
         let others = ["_PyEval_MatchClass", "py", "PyEval_EvalCode"];
         assert_eq!(kept(&others), others);
+    }
+
+    #[test]
+    fn a_part_of_the_interpreter_without_a_name_goes_with_the_next() {
+        let named = "_PyEval_EvalCodeWithName";
+        assert_eq!(kept(&["f", "py", "?", named, "main"]), ["f", "py", "main"]);
+        for others in [["py", "?", "main"], ["?", named, "main"], ["py", "f", named]] {
+            assert_eq!(kept(&others), others);
+        }
     }
 
     #[test]
