@@ -152,6 +152,11 @@ def thread():
 
 if getattr(sys, "argv", [])[1:] == ["small"]:
     small("small")
+elif getattr(sys, "argv", [])[1:] == ["small", "thread"]:
+    import _thread
+
+    _thread.start_new_thread(small, ("small",))
+    os.read(os.pipe()[0], 1)
 elif __name__ == "__main__":
     threading.Thread(target=thread, daemon=True).start()
     nested("released", wait)

@@ -228,8 +228,12 @@ fn make_images() {
     let program = fs::read_to_string(PROGRAM).unwrap();
     fs::create_dir_all(images()).unwrap();
     for python in pythons() {
-        // Not by its path, which would be in the image.
-        let mut program = Program::start(&python, &["-c", &program, "small"]);
+        // Not by its path, which would be in the image. Of a free-threaded one in a thread of its own, which has
+        // bytecode of its own.
+        let is_free = python.to_str().unwrap().ends_with('t');
+        let arguments =
+            if is_free { &["-c", &program, "small", "thread"][..] } else { &["-c", &program, "small"] };
+        let mut program = Program::start(&python, arguments);
         program.await_at("small");
         let process = Process::open(program.tgid()).unwrap();
         let target = Target::observe(process, InlinedPolicy::LeaveOut).unwrap();
