@@ -42,7 +42,6 @@ unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
 /// Walks the stack from a function's entry into `state` and leaves its id there.
 #[inline(always)]
 pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, state: &mut ThreadState) {
-    state.stack.stack.target = cookie.target();
     let memory = UserMemory::new(&raw mut state.window);
     memory.forget();
     let process = Current::new(memory, cookie.target(), state.stack.stack.image);

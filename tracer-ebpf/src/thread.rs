@@ -99,6 +99,7 @@ pub fn begin<C: EbpfContext>(
     state.caller = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
     state.entry_sp = sp;
     state.function = cookie.function() as u64;
+    state.stack.stack.target = cookie.target();
     state.may_throw = cookie.may_throw() as u64;
     // One by one: the compiler would call a byte-wise memset.
     // SAFETY: fields of a live reference.
@@ -129,6 +130,11 @@ pub fn end(cookie: Cookie, sp: u64) -> Option<&'static ThreadState> {
         if !may_throw {
             count(Counter::ReturnLost);
         }
+        return None;
+    }
+    // With links of one probe, older kernels (6.1 does) run the return programs of every target that is probed
+    // there, whichever of them returns.
+    if state.stack.stack.target != cookie.target() {
         return None;
     }
     // Functions that may throw share the code at their ends, with others too.
