@@ -9,13 +9,63 @@ use crate::frame;
 use crate::memory::ReadMemory;
 use crate::unwind_table::{Base, CodeMapping, Rule, Special, Words, rule_at};
 
-/// What a walk asks of the process.
-pub trait Process: ReadMemory + Words {
-    /// Number of executable mappings.
+/// The executable mappings of a process.
+pub trait Mappings {
+    /// How many there are.
     fn mapping_count(&self) -> u32;
 
-    /// Executable mapping `index`, in the order of their addresses.
+    /// Mapping `index`, in the order of their addresses.
     fn mapping(&self, index: u32) -> Option<&CodeMapping>;
+
+    /// Index of the mapping that `addr` is in.
+    #[inline(always)]
+    fn index_of(&self, addr: u64) -> Option<u32> {
+        let mut low = 0;
+        let mut high = self.mapping_count();
+        for _ in 0..MAPPING_STEPS {
+            if low >= high {
+                break;
+            }
+            let middle = low + (high - low) / 2;
+            let mapping = self.mapping(middle)?;
+            if addr < mapping.start_addr {
+                high = middle;
+            } else if addr >= mapping.end_addr {
+                low = middle + 1;
+            } else {
+                return Some(middle);
+            }
+        }
+        None
+    }
+
+    /// The mapping that `addr` is in.
+    #[inline(always)]
+    fn find(&self, addr: u64) -> Option<&CodeMapping> {
+        self.mapping(self.index_of(addr)?)
+    }
+}
+
+impl Mappings for [CodeMapping] {
+    fn mapping_count(&self) -> u32 {
+        self.len() as u32
+    }
+
+    fn mapping(&self, index: u32) -> Option<&CodeMapping> {
+        self.get(index as usize)
+    }
+}
+
+/// What a walk asks of the process.
+pub trait Process: ReadMemory + Words {
+    /// The executable mapping that `addr` is in.
+    fn mapping_of(&self, addr: u64) -> Option<&CodeMapping>;
+
+    /// The rule in force at `addr`, which lies in `mapping`.
+    #[inline(always)]
+    fn rule(&self, mapping: &CodeMapping, addr: u64) -> Rule {
+        rule_at(self, mapping, addr)
+    }
 
     /// The return address that a return probe (of whatever tracer) found at `slot_addr`, where it put the
     /// address of its `trampoline`.
@@ -241,7 +291,7 @@ impl Walk {
         // A call may be the last instruction of a function: the byte before its return address is in it.
         let addr = if is_interrupted { self.pc } else { self.pc.wrapping_sub(1) };
         if addr < self.mapping.start_addr || addr >= self.mapping.end_addr {
-            match mapping_of(process, addr) {
+            match process.mapping_of(addr) {
                 Some(found) => self.remember(found),
                 None => {
                     put(&mut self.mapping.start_addr, 0);
@@ -251,7 +301,7 @@ impl Walk {
         }
         let is_mapped = self.mapping.end_addr != 0;
         let has_table = is_mapped && self.mapping.table != CodeMapping::NO_TABLE;
-        let rule = if has_table { rule_at(process, &self.mapping, addr) } else { Rule::NONE };
+        let rule = if has_table { process.rule(&self.mapping, addr) } else { Rule::NONE };
         if rule != Rule::NONE && self.guessed_count != NOT_GUESSED {
             self.phase = Phase::Scan as u64;
             return;
@@ -504,7 +554,7 @@ impl Walk {
 /// Writes one field. Of fields that are written together, the compiler would make a call of `memset` or
 /// `memcpy`, which go byte by byte in eBPF.
 #[inline(always)]
-pub(crate) fn put<T>(field: &mut T, value: T) {
+pub fn put<T>(field: &mut T, value: T) {
     // SAFETY: a field of a live reference.
     unsafe { core::ptr::write_volatile(field, value) };
 }
@@ -530,28 +580,6 @@ fn saved(rule: Rule) -> Option<i64> {
 fn folded(hash: u64, word: u64) -> u64 {
     let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash ^ hash >> 32
-}
-
-/// The mapping that `addr` is in.
-#[inline(always)]
-fn mapping_of(process: &impl Process, addr: u64) -> Option<&CodeMapping> {
-    let mut low = 0;
-    let mut high = process.mapping_count();
-    for _ in 0..MAPPING_STEPS {
-        if low >= high {
-            break;
-        }
-        let middle = low + (high - low) / 2;
-        let mapping = process.mapping(middle)?;
-        if addr < mapping.start_addr {
-            high = middle;
-        } else if addr >= mapping.end_addr {
-            low = middle + 1;
-        } else {
-            return Some(mapping);
-        }
-    }
-    None
 }
 
 /// Walks from a function's first instruction outwards, all at once.

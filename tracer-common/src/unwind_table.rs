@@ -234,6 +234,12 @@ impl CodeMapping {
             geometry: Geometry { first_page: 0, rows_at: 0, wide_at: 0, words: 0 },
         }
     }
+
+    /// Where `addr`, which lies in the mapping, comes from in the file.
+    #[inline(always)]
+    pub const fn file_offset_of(&self, addr: u64) -> u64 {
+        addr.wrapping_sub(self.start_addr).wrapping_add(self.file_offset)
+    }
 }
 
 const _: () = assert!(size_of::<CodeMapping>() == 48);
@@ -246,30 +252,41 @@ pub trait Words {
 
 /// The rule in force at `addr`, which lies in `mapping`.
 #[inline(always)]
-pub fn rule_at(tables: &impl Words, mapping: &CodeMapping, addr: u64) -> Rule {
-    let offset = addr.wrapping_sub(mapping.start_addr).wrapping_add(mapping.file_offset);
-    let page = (offset >> PAGE_SHIFT).wrapping_sub(u64::from(mapping.geometry.first_page));
-    if offset > u64::from(u32::MAX) || page >= u64::from(mapping.geometry.rows_at) {
+pub fn rule_at<T: Words + ?Sized>(tables: &T, mapping: &CodeMapping, addr: u64) -> Rule {
+    let (geometry, offset) = (&mapping.geometry, mapping.file_offset_of(addr));
+    rule_at_offset(tables, mapping.table, geometry.first_page, geometry.rows_at, offset)
+}
+
+/// The rule in force at an offset in the file of `table`, whose geometry has `first_page` and `rows_at`.
+#[inline(always)]
+pub fn rule_at_offset<T: Words + ?Sized>(
+    tables: &T,
+    table: u32,
+    first_page: u32,
+    rows_at: u32,
+    offset: u64,
+) -> Rule {
+    let page = (offset >> PAGE_SHIFT).wrapping_sub(u64::from(first_page));
+    if offset > u64::from(u32::MAX) || page >= u64::from(rows_at) {
         return Rule::NONE;
     }
-    let Some(bounds) = tables.word(mapping.table, page as u32) else { return Rule::NONE };
+    let Some(bounds) = tables.word(table, page as u32) else { return Rule::NONE };
     // The row is in `low..=high`.
     let mut low = bounds as u32;
     let mut high = (bounds >> 32) as u32;
-    let rows_at = mapping.geometry.rows_at;
     for _ in 0..PAGE_SHIFT + 1 {
         if low >= high {
             break;
         }
         let middle = high - (high - low) / 2;
-        let Some(row) = tables.word(mapping.table, rows_at.wrapping_add(middle)) else { return Rule::NONE };
+        let Some(row) = tables.word(table, rows_at.wrapping_add(middle)) else { return Rule::NONE };
         if u64::from(row as u32) <= offset {
             low = middle;
         } else {
             high = middle - 1;
         }
     }
-    tables.word(mapping.table, rows_at.wrapping_add(low)).map_or(Rule::NONE, |row| Rule((row >> 32) as u32))
+    tables.word(table, rows_at.wrapping_add(low)).map_or(Rule::NONE, |row| Rule((row >> 32) as u32))
 }
 
 #[cfg(test)]

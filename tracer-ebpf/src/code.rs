@@ -58,9 +58,10 @@ unsafe extern "C" fn step(index: u32, on: *mut c_void) -> i64 {
         return 1;
     }
     let Frame::Python { code_addr, .. } = Frame::from_word(state.stack.stack.frames[index]) else { return 0 };
-    let Some(facts) = CodeFacts::read(&DirectMemory, layout, code_addr, &mut state.code_words) else {
+    let facts = &mut state.code_facts;
+    if !facts.fill(&DirectMemory, layout, code_addr, &mut state.code_words) {
         return 0;
-    };
+    }
     // User addresses leave the upper 16 bits free for the index of the target.
     let key = code_addr & ((1 << 48) - 1) | u64::from(on.cookie.target()) << 48;
     // After an `exec` user space has forgotten them all.
@@ -71,9 +72,9 @@ unsafe extern "C" fn step(index: u32, on: *mut c_void) -> i64 {
     }
     let is_small = facts.table.len as usize <= SMALL_TABLE_BYTES;
     let is_sent = if is_small {
-        send::<SMALL_TABLE_BYTES>(on.cookie, layout, code_addr, &facts)
+        send::<SMALL_TABLE_BYTES>(on.cookie, layout, code_addr, facts)
     } else {
-        send::<LARGE_TABLE_BYTES>(on.cookie, layout, code_addr, &facts)
+        send::<LARGE_TABLE_BYTES>(on.cookie, layout, code_addr, facts)
     };
     if !is_sent {
         on.is_sent = 0;

@@ -3,13 +3,60 @@
 use core::ptr;
 
 use tracer_common::memory::ReadMemory;
-use tracer_common::native::Process;
+use tracer_common::native::{self, Mappings as _, Process};
 use tracer_common::python::PythonLayout;
-use tracer_common::unwind_table::{CodeMapping, Words};
+use tracer_common::unwind_table::{CodeMapping, Rule, Words, rule_at_offset};
 
 use crate::maps::{MAPPINGS, PYTHONS, TABLES};
 use crate::memory::UserMemory;
 use crate::task;
+
+/// The unwind tables.
+struct Tables;
+
+impl Words for Tables {
+    #[inline(always)]
+    fn word(&self, table: u32, index: u32) -> Option<u64> {
+        TABLES.get_value(table, &index).copied()
+    }
+}
+
+/// The executable mappings of a target.
+struct Mappings {
+    target: u32,
+    count: u32,
+}
+
+impl native::Mappings for Mappings {
+    #[inline(always)]
+    fn mapping_count(&self) -> u32 {
+        self.count
+    }
+
+    #[inline(always)]
+    fn mapping(&self, index: u32) -> Option<&CodeMapping> {
+        // Behind the header.
+        MAPPINGS.get_value(self.target, &index.wrapping_add(1))
+    }
+}
+
+/// Not the index of a mapping.
+const NOWHERE: u64 = u64::MAX;
+
+/// Index of the mapping of `target` that `addr` is in, or [`NOWHERE`]. The verifier looks at a function with a
+/// name of its own once, whatever comes before or behind it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_mapping(target: u32, count: u32, addr: u64) -> u64 {
+    Mappings { target, count }.index_of(addr).map_or(NOWHERE, u64::from)
+}
+
+/// [`rule_at_offset`], once for the verifier.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_rule(table: u32, first_page: u32, rows_at: u32, offset: u64) -> u64 {
+    u64::from(rule_at_offset(&Tables, table, first_page, rows_at, offset).0)
+}
 
 /// The current process.
 #[derive(Clone, Copy)]
@@ -57,20 +104,25 @@ impl ReadMemory for Current {
 impl Words for Current {
     #[inline(always)]
     fn word(&self, table: u32, index: u32) -> Option<u64> {
-        TABLES.get_value(table, &index).copied()
+        Tables.word(table, index)
     }
 }
 
 impl Process for Current {
     #[inline(always)]
-    fn mapping_count(&self) -> u32 {
-        self.mapping_count
+    fn mapping_of(&self, addr: u64) -> Option<&CodeMapping> {
+        let index = find_mapping(self.target, self.mapping_count, addr);
+        if index == NOWHERE {
+            return None;
+        }
+        // Behind the header.
+        MAPPINGS.get_value(self.target, &(index as u32).wrapping_add(1))
     }
 
     #[inline(always)]
-    fn mapping(&self, index: u32) -> Option<&CodeMapping> {
-        // Behind the header.
-        MAPPINGS.get_value(self.target, &index.wrapping_add(1))
+    fn rule(&self, mapping: &CodeMapping, addr: u64) -> Rule {
+        let (geometry, offset) = (&mapping.geometry, mapping.file_offset_of(addr));
+        Rule(find_rule(mapping.table, geometry.first_page, geometry.rows_at, offset) as u32)
     }
 
     #[inline(always)]

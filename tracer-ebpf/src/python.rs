@@ -1,11 +1,10 @@
 //! Taking the frames of CPython of the current thread.
 
 use core::ffi::c_void;
-use core::ptr::write_volatile;
 
 use tracer_common::event::MAX_FRAMES;
 use tracer_common::frame;
-use tracer_common::native::PythonFrames;
+use tracer_common::native::{PythonFrames, put};
 use tracer_common::python::{PythonLayout, PythonStep};
 
 use crate::memory::DirectMemory;
@@ -25,16 +24,21 @@ const NO_MARK: u64 = 1;
 struct Gathering {
     state: *mut ThreadState,
     layout: *const PythonLayout,
-    /// Where the word lies that begins the run.
-    run_at: u64,
-    /// Frames of the run.
-    run_frames: u64,
+}
+
+/// The run whose frames are being taken. In the map: of numbers on the stack the verifier would follow each
+/// value that a step leaves to the next.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Run {
+    /// Index of the word that begins it.
+    start: u64,
+    /// Frames of it.
+    frames: u64,
     /// Not 0 inside a run.
-    is_in_run: u64,
-    /// 1 where there is no room for more.
+    is_begun: u64,
+    /// 1 where there is no room for more frames.
     is_full: u64,
-    /// A [`PythonFrames::is_cut`].
-    is_cut: u64,
 }
 
 /// Takes the Python frames of the current thread into `state`, as the interpreter of `layout` has them.
@@ -47,59 +51,52 @@ pub fn take(layout: &PythonLayout, state: &mut ThreadState) {
     if !state.cursor.start(&DirectMemory, layout, state.fs_base) {
         return;
     }
-    let mut gathering = Gathering {
-        state: &raw mut *state,
-        layout: &raw const *layout,
-        run_at: 0,
-        run_frames: 0,
-        is_in_run: 0,
-        is_full: 0,
-        // Until it is over.
-        is_cut: PythonFrames::TOO_MANY,
-    };
-    repeat(MAX_STEPS, step, &mut gathering);
-    if gathering.is_in_run != 0 {
-        end_run(state, gathering.run_at, NO_MARK, gathering.run_frames);
+    // Until it is over.
+    put(&mut state.python.is_cut, PythonFrames::TOO_MANY);
+    put(&mut state.run.is_begun, 0);
+    put(&mut state.run.is_full, 0);
+    repeat(MAX_STEPS, step, &mut Gathering { state: &raw mut *state, layout: &raw const *layout });
+    if state.run.is_begun != 0 {
+        end_run(state, NO_MARK);
     }
-    state.python.is_cut = gathering.is_cut;
 }
 
 unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
     // SAFETY: `repeat` hands on what `take` gave it.
-    let on = unsafe { &mut *on.cast::<Gathering>() };
+    let on = unsafe { &*on.cast::<Gathering>() };
     // SAFETY: the thread's own state, which nothing else touches meanwhile, and a value of a map that lives as
     // long as the program runs.
     let (state, layout) = unsafe { (&mut *on.state, &*on.layout) };
     match state.cursor.step(&DirectMemory, layout) {
         PythonStep::Frame { code_addr, unit, check } => {
-            if !begin_run(on, state) {
+            if !begin_run(state) {
                 return 1;
             }
             if !push(state, frame::python(code_addr, unit)) {
-                on.is_full = 1;
+                put(&mut state.run.is_full, 1);
                 return 0;
             }
-            on.run_frames += 1;
+            state.run.frames += 1;
             let codes = &mut state.stack.stack.codes;
             *codes = (*codes ^ check).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
         }
         PythonStep::EndOfRun { mark_addr } => {
-            if !begin_run(on, state) {
+            if !begin_run(state) {
                 return 1;
             }
-            end_run(state, on.run_at, mark_addr, on.run_frames);
-            on.is_in_run = 0;
-            if on.is_full != 0 {
+            end_run(state, mark_addr);
+            put(&mut state.run.is_begun, 0);
+            if state.run.is_full != 0 {
                 return 1;
             }
         }
         PythonStep::Skip => {}
         PythonStep::End => {
-            on.is_cut = 0;
+            put(&mut state.python.is_cut, 0);
             return 1;
         }
         PythonStep::Lost => {
-            on.is_cut = PythonFrames::UNREADABLE;
+            put(&mut state.python.is_cut, PythonFrames::UNREADABLE);
             return 1;
         }
     }
@@ -108,23 +105,21 @@ unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
 
 /// Keeps a word for the begin of a run, unless one has begun; false when there is no room.
 #[inline(always)]
-fn begin_run(on: &mut Gathering, state: &mut ThreadState) -> bool {
-    if on.is_in_run != 0 {
+fn begin_run(state: &mut ThreadState) -> bool {
+    if state.run.is_begun != 0 {
         return true;
     }
-    // SAFETY: fields of a live reference. One by one: the compiler would call memset.
-    unsafe {
-        write_volatile(&raw mut on.is_in_run, 1);
-        write_volatile(&raw mut on.run_frames, 0);
-    }
-    on.run_at = state.python.count;
+    put(&mut state.run.is_begun, 1);
+    put(&mut state.run.frames, 0);
+    put(&mut state.run.start, state.python.count);
     push(state, PythonFrames::run(NO_MARK, 0))
 }
 
 #[inline(always)]
-fn end_run(state: &mut ThreadState, run_at: u64, mark_addr: u64, frames: u64) {
-    if run_at < MAX_FRAMES as u64 {
-        state.python.words[run_at as usize] = PythonFrames::run(mark_addr, frames);
+fn end_run(state: &mut ThreadState, mark_addr: u64) {
+    let start = state.run.start;
+    if start < MAX_FRAMES as u64 {
+        state.python.words[start as usize] = PythonFrames::run(mark_addr, state.run.frames);
     }
 }
 

@@ -2,9 +2,10 @@
 
 use tracer_common::event::StackRecord;
 use tracer_common::native::{PythonFrames, Walk};
-use tracer_common::python::{CodeWords, PythonCursor};
+use tracer_common::python::{CodeFacts, CodeWords, PythonCursor};
 
 use crate::memory::Window;
+use crate::python::Run;
 
 /// The outermost traced call that a thread is in, from its entry to its return.
 #[repr(C)]
@@ -39,10 +40,14 @@ pub struct ThreadState {
     pub walk: Walk,
     /// The Python frames that it puts in.
     pub python: PythonFrames,
+    /// The run of these that is being taken.
+    pub run: Run,
     /// The walk that takes these.
     pub cursor: PythonCursor,
     /// The code object that is being sent.
     pub code_words: CodeWords,
+    /// What was found in it.
+    pub code_facts: CodeFacts,
     /// The part of the thread's stack that was read last.
     pub window: Window,
 }

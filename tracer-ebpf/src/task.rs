@@ -28,6 +28,18 @@ pub fn fs_base() -> u64 {
 /// probes on one function only the first found the address, the others found `trampoline`.
 #[inline(always)]
 pub fn probed_return_addr(slot_addr: u64, trampoline: u64) -> Option<u64> {
+    Some(find_return_addr(slot_addr, trampoline)).filter(|addr| *addr != 0)
+}
+
+/// [`probed_return_addr`], or 0. Once for the verifier: see [`crate::process`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_return_addr(slot_addr: u64, trampoline: u64) -> u64 {
+    pending_return_addr(slot_addr, trampoline).unwrap_or(0)
+}
+
+#[inline(always)]
+fn pending_return_addr(slot_addr: u64, trampoline: u64) -> Option<u64> {
     let layout = config().task;
     if layout.utask == 0 {
         return None;

@@ -65,12 +65,8 @@ impl Words for Made {
 }
 
 impl Process for Made {
-    fn mapping_count(&self) -> u32 {
-        self.mappings.len() as u32
-    }
-
-    fn mapping(&self, index: u32) -> Option<&CodeMapping> {
-        self.mappings.get(index as usize)
+    fn mapping_of(&self, addr: u64) -> Option<&CodeMapping> {
+        self.mappings.find(addr)
     }
 
     fn probed_return_addr(&self, slot_addr: u64, trampoline: u64) -> Option<u64> {

@@ -6,6 +6,7 @@ use super::PythonLayout;
 use crate::code::TextKind;
 use crate::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
 use crate::memory::ReadMemory;
+use crate::native::put;
 
 /// Bit of `co_flags`: a function's code (CPython `Include/cpython/code.h`).
 const CO_OPTIMIZED: u64 = 1;
@@ -40,7 +41,7 @@ pub struct Bytes {
 }
 
 /// What names a code object and its lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CodeFacts {
     /// `co_firstlineno`
     pub first_line: u32,
@@ -56,24 +57,62 @@ pub struct CodeFacts {
 
 impl CodeFacts {
     /// Reads the code object at `code_addr`; `None` where there is none. A part that cannot be read is left
-    /// empty. `words` is overwritten.
+    /// empty.
+    pub fn read(memory: &impl ReadMemory, layout: &PythonLayout, code_addr: u64) -> Option<Self> {
+        let mut facts = Self::default();
+        facts.fill(memory, layout, code_addr, &mut CodeWords::default()).then_some(facts)
+    }
+
+    /// Reads the code object at `code_addr` into what lies in a map; `false` where there is none. A part that
+    /// cannot be read is left empty. `words` is overwritten.
     #[inline(always)]
-    pub fn read(
+    pub fn fill(
+        &mut self,
         memory: &impl ReadMemory,
         layout: &PythonLayout,
         code_addr: u64,
         words: &mut CodeWords,
-    ) -> Option<Self> {
+    ) -> bool {
         if !words.read(memory, layout, code_addr) || !words.is_code(layout) {
-            return None;
+            return false;
         }
-        Some(Self {
-            first_line: words.word(layout.code.first_line) as u32,
-            name: text(memory, layout, words.word(layout.code.name)),
-            file: text(memory, layout, words.word(layout.code.file)),
-            table: bytes(memory, layout, words.word(layout.code.table)),
-            check: words.check(memory, layout),
-        })
+        put(&mut self.first_line, words.word(layout.code.first_line) as u32);
+        self.name.fill(memory, layout, words.word(layout.code.name));
+        self.file.fill(memory, layout, words.word(layout.code.file));
+        self.table.fill(memory, layout, words.word(layout.code.table));
+        put(&mut self.check, words.check(memory, layout));
+        true
+    }
+}
+
+impl Text {
+    #[inline(always)]
+    fn fill(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) {
+        let fields = &layout.text;
+        let length = memory.read_word_or_zero(addr.wrapping_add(fields.length.into()));
+        let state = memory.read_word_or_zero(addr.wrapping_add(fields.state.into()));
+        let is_compact = state >> fields.compact_bit & 1 != 0;
+        let is_ascii = state >> fields.compact_bit >> 1 & 1 != 0;
+        // Both are read, since the compiler would choose between the places, which the verifier cannot follow.
+        // SAFETY: fields of a live reference.
+        let (ascii_data, compact_data) = unsafe {
+            (read_volatile(&raw const fields.ascii_data), read_volatile(&raw const fields.compact_data))
+        };
+        let data = if is_ascii { ascii_data } else { compact_data };
+        let is_known = is_compact && length <= u64::from(u32::MAX);
+        put(&mut self.addr, if is_known { addr.wrapping_add(data.into()) } else { 0 });
+        put(&mut self.chars, if is_known { length as u32 } else { 0 });
+        put(&mut self.kind, TextKind::from_number((state >> fields.kind_shift) as u8 & 7));
+    }
+}
+
+impl Bytes {
+    #[inline(always)]
+    fn fill(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) {
+        let len = memory.read_word(addr.wrapping_add(layout.text.bytes_size.into()));
+        let len = len.filter(|len| *len <= u64::from(u32::MAX));
+        put(&mut self.addr, if len.is_some() { addr.wrapping_add(layout.text.bytes_data.into()) } else { 0 });
+        put(&mut self.len, len.unwrap_or(0) as u32);
     }
 }
 
@@ -166,35 +205,4 @@ fn fold_end(memory: &impl ReadMemory, check: u64, object: u64, length: u16, data
 fn fold(check: u64, word: u64) -> u64 {
     let product = (check ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ product >> 32
-}
-
-#[inline(always)]
-fn text(memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) -> Text {
-    let fields = &layout.text;
-    let length = memory.read_word(addr.wrapping_add(fields.length.into()));
-    let state = memory.read_word(addr.wrapping_add(fields.state.into()));
-    let (Some(length), Some(state)) = (length, state) else { return Text::default() };
-    let kind = TextKind::from_number((state >> fields.kind_shift) as u8 & 7);
-    let is_compact = state >> fields.compact_bit & 1 != 0;
-    let is_ascii = state >> fields.compact_bit >> 1 & 1 != 0;
-    if !is_compact || length > u64::from(u32::MAX) {
-        return Text::default();
-    }
-    // Both are read, since the compiler would choose between the places, which the verifier cannot follow.
-    // SAFETY: fields of a live reference.
-    let (ascii_data, compact_data) = unsafe {
-        (read_volatile(&raw const fields.ascii_data), read_volatile(&raw const fields.compact_data))
-    };
-    let data = if is_ascii { ascii_data } else { compact_data };
-    Text { addr: addr.wrapping_add(data.into()), chars: length as u32, kind }
-}
-
-#[inline(always)]
-fn bytes(memory: &impl ReadMemory, layout: &PythonLayout, addr: u64) -> Bytes {
-    match memory.read_word(addr.wrapping_add(layout.text.bytes_size.into())) {
-        Some(len) if len <= u64::from(u32::MAX) => {
-            Bytes { addr: addr.wrapping_add(layout.text.bytes_data.into()), len: len as u32 }
-        }
-        _ => Bytes::default(),
-    }
 }

@@ -393,7 +393,7 @@ fn code_that_takes_the_place_of_other_code_is_told_by_its_number_or_texts() {
 fn a_code_object_is_read_for_its_names() {
     let layout = layout(Flavor::Shim);
     let mut memory = shimmed();
-    let read = |memory: &Memory| CodeFacts::read(memory, &layout, CODES[0], &mut CodeWords::default());
+    let read = |memory: &Memory| CodeFacts::read(memory, &layout, CODES[0]);
     // Nothing can be read behind the object itself.
     let facts = read(&memory).unwrap();
     assert_eq!((facts.first_line, facts.name, facts.table), (7, Text::default(), Bytes::default()));

@@ -2,7 +2,7 @@
 //! its records, and what lay in a page that was not in memory.
 
 use tracer_common::code::{MAX_FILE_BYTES, MAX_NAME_BYTES, MAX_TABLE_BYTES, TextKind};
-use tracer_common::python::{CodeFacts, CodeWords, PythonLayout, Text};
+use tracer_common::python::{CodeFacts, PythonLayout, Text};
 
 use crate::model::RawCode;
 use crate::target::{ProcessMemory, Target};
@@ -33,7 +33,7 @@ impl RunningCode {
 
 impl CodeReader for RunningCode {
     fn facts(&self, addr: u64) -> Option<CodeFacts> {
-        CodeFacts::read(&self.memory, &self.layout, addr, &mut CodeWords::default())
+        CodeFacts::read(&self.memory, &self.layout, addr)
     }
 
     fn bytes(&self, addr: u64, count: usize) -> Option<Box<[u8]>> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tracer_common::event::{MAX_FRAMES, Stack, WalkEnd};
 use tracer_common::frame::Frame;
 use tracer_common::memory::ReadMemory;
-use tracer_common::native::{Process, PythonFrames, Registers, walk};
+use tracer_common::native::{Mappings as _, Process, PythonFrames, Registers, walk};
 use tracer_common::unwind_table::{CodeMapping, Words};
 
 use super::super::{Table, compile, vdso};
@@ -89,12 +89,8 @@ impl Words for Live {
 }
 
 impl Process for Live {
-    fn mapping_count(&self) -> u32 {
-        self.mappings.len() as u32
-    }
-
-    fn mapping(&self, index: u32) -> Option<&CodeMapping> {
-        self.mappings.get(index as usize)
+    fn mapping_of(&self, addr: u64) -> Option<&CodeMapping> {
+        self.mappings.find(addr)
     }
 
     fn probed_return_addr(&self, _slot_addr: u64, _trampoline: u64) -> Option<u64> {

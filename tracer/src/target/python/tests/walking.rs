@@ -1,7 +1,7 @@
 //! Walking a thread's Python frames to the end, and naming them.
 
 use tracer_common::memory::ReadMemory;
-use tracer_common::python::{Bytes, CodeFacts, CodeWords, PythonCursor, PythonLayout, PythonStep, Text};
+use tracer_common::python::{Bytes, CodeFacts, PythonCursor, PythonLayout, PythonStep, Text};
 
 use crate::model::{PythonCode, PythonText};
 use crate::symbolize::python;
@@ -83,7 +83,7 @@ pub fn walk(memory: &impl ReadMemory, layout: &PythonLayout, fs_base: u64) -> Wa
     for _ in 0..MAX_STEPS {
         match cursor.step(memory, layout) {
             PythonStep::Frame { code_addr, unit, check } => {
-                let facts = CodeFacts::read(memory, layout, code_addr, &mut CodeWords::default());
+                let facts = CodeFacts::read(memory, layout, code_addr);
                 match facts.filter(|facts| facts.check == check) {
                     Some(facts) => walked.frames.push(seen(memory, layout, &facts, unit)),
                     None => walked.differs = walked.differs.or(Some(code_addr)),
