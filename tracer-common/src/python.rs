@@ -17,6 +17,7 @@
 //! [`PythonLayout`].
 
 mod code_object;
+mod frame_words;
 mod layout;
 mod thread_state;
 
@@ -27,9 +28,8 @@ pub use layout::{
 
 use crate::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
 use crate::memory::ReadMemory;
-
-/// Words of a frame that are read at once, at most.
-const FRAME_WORDS: usize = 16;
+use crate::native::put;
+use frame_words::FrameWords;
 
 /// Owner of a generator's frame: `FRAME_OWNED_BY_GENERATOR`, the same in each version that has owners.
 const OWNED_BY_GENERATOR: u8 = 1;
@@ -37,7 +37,7 @@ const OWNED_BY_GENERATOR: u8 = 1;
 /// Where a walk is. It holds what was read last too, which is too much for the stack of an eBPF program: keep
 /// it in a map.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PythonCursor {
     /// The thread's pointer to itself.
     fs_base: u64,
@@ -59,7 +59,11 @@ pub struct PythonCursor {
     is_run_over: u32,
     /// How many more thread states and interpreters are looked at.
     looks_left: u32,
-    frame_words: [u64; FRAME_WORDS],
+    /// The code object that was read last in this walk, and its check; 0 where none was. While a walk is under
+    /// way no code object goes: frames hold them.
+    known_code: u64,
+    known_check: u64,
+    frames: FrameWords,
     code_words: CodeWords,
 }
 
@@ -90,25 +94,6 @@ pub enum PythonStep {
     Lost,
 }
 
-impl Default for PythonCursor {
-    fn default() -> Self {
-        Self {
-            fs_base: 0,
-            thread: 0,
-            frame: 0,
-            base_frame: 0,
-            c_frame: 0,
-            mark: 0,
-            next_thread: 0,
-            next_interpreter: 0,
-            is_run_over: 0,
-            looks_left: 0,
-            frame_words: [0; FRAME_WORDS],
-            code_words: CodeWords::default(),
-        }
-    }
-}
-
 impl PythonCursor {
     /// Takes one step of a walk that [`PythonCursor::start`] began. A walk over damaged memory may not end by
     /// itself: the caller bounds it.
@@ -123,15 +108,14 @@ impl PythonCursor {
             return self.find_more(memory, layout);
         }
         let fields = &layout.frame;
-        let from = frame_addr.wrapping_add(u64::from(fields.read_from));
-        if !memory.read_words(from, fields.read_words.into(), &mut self.frame_words) {
+        if !self.frames.turn_to(memory, layout, frame_addr) {
             return PythonStep::Lost;
         }
-        self.frame = self.frame_word(fields.previous);
+        self.frame = self.frames.word(fields.previous);
         let is_shimmed = layout.flavor == Flavor::Shim as u8;
         let mut owner = 0;
         if is_shimmed || layout.flavor == Flavor::EntryMark as u8 {
-            owner = self.frame_byte(fields.owner);
+            owner = self.frames.byte(fields.owner);
         }
         if is_shimmed && owner == fields.shim_owner {
             return PythonStep::EndOfRun { mark_addr: frame_addr };
@@ -139,20 +123,25 @@ impl PythonCursor {
         if is_shimmed && owner > fields.shim_owner {
             return PythonStep::Skip;
         }
-        let instruction = self.frame_word(fields.instruction);
-        let bytecode_copy = self.frame_word(fields.tlbc_index) as u32;
-        let is_entry = layout.flavor == Flavor::EntryMark as u8 && self.frame_byte(fields.is_entry) != 0;
+        let instruction = self.frames.word(fields.instruction);
+        let bytecode_copy = self.frames.word(fields.tlbc_index) as u32;
+        let is_entry = layout.flavor == Flavor::EntryMark as u8 && self.frames.byte(fields.is_entry) != 0;
         if is_entry || layout.flavor == Flavor::CFrame as u8 || layout.flavor == Flavor::Plain as u8 {
             self.end_run(memory, layout);
         }
         // The lowest bits are tags from 3.14 on; objects are aligned in each version.
-        let code_addr = self.frame_word(fields.code) & !7;
-        if !self.code_words.read(memory, layout, code_addr) {
-            // It may lie in a page that is not in memory now. The frame is there all the same.
-            return PythonStep::Frame { code_addr, unit: UNKNOWN_UNIT, check: 0 };
-        }
-        if !self.code_words.is_code(layout) {
-            return PythonStep::Lost;
+        let code_addr = self.frames.word(fields.code) & !7;
+        if code_addr != self.known_code {
+            put(&mut self.known_code, 0);
+            if !self.code_words.read(memory, layout, code_addr) {
+                // It may lie in a page that is not in memory now. The frame is there all the same.
+                return PythonStep::Frame { code_addr, unit: UNKNOWN_UNIT, check: 0 };
+            }
+            if !self.code_words.is_code(layout) {
+                return PythonStep::Lost;
+            }
+            put(&mut self.known_check, self.code_words.check(memory, layout));
+            put(&mut self.known_code, code_addr);
         }
         let unit = match layout.flavor {
             flavor if flavor == Flavor::Plain as u8 || flavor == Flavor::CFrame as u8 => {
@@ -168,7 +157,7 @@ impl PythonCursor {
                 self.code_words.unit(layout, distance)
             }
         };
-        PythonStep::Frame { code_addr, unit, check: self.code_words.check(memory, layout) }
+        PythonStep::Frame { code_addr, unit, check: self.known_check }
     }
 
     /// Where the bytecode lies that the frame's instruction pointer points into; far from it where that cannot
@@ -193,19 +182,6 @@ impl PythonCursor {
             // The marks of the runs behind it are unknown then; the frames are not.
             self.c_frame = memory.read_word(previous).unwrap_or(0);
         }
-    }
-
-    /// The word of the frame that holds the field at `offset`, whose first byte comes lowest. The index is
-    /// masked, so that neither a check nor a panic is left of it.
-    #[inline(always)]
-    fn frame_word(&self, offset: u16) -> u64 {
-        let word = self.frame_words[usize::from(offset >> 3) & (FRAME_WORDS - 1)];
-        word >> ((offset & 7) * 8)
-    }
-
-    #[inline(always)]
-    fn frame_byte(&self, offset: u16) -> u8 {
-        self.frame_word(offset) as u8
     }
 }
 

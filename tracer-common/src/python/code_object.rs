@@ -102,7 +102,8 @@ impl Text {
         let is_known = is_compact && length <= u64::from(u32::MAX);
         put(&mut self.addr, if is_known { addr.wrapping_add(data.into()) } else { 0 });
         put(&mut self.chars, if is_known { length as u32 } else { 0 });
-        put(&mut self.kind, TextKind::from_number((state >> fields.kind_shift) as u8 & 7));
+        let kind = TextKind::from_number((state >> fields.kind_shift) as u8 & 7);
+        put(&mut self.kind, if is_known { kind } else { TextKind::Unread });
     }
 }
 

@@ -14,18 +14,29 @@ const HEAD_ADDR: u64 = 0x200;
 const CURRENT_ADDR: u64 = 0x300;
 const STORAGE: u16 = 0x310;
 
-/// Words by address.
+/// Words by address; the others of a page that has some are 0.
 #[derive(Clone, Default)]
-struct Memory(HashMap<u64, u64>);
+struct Memory {
+    words: HashMap<u64, u64>,
+    gone_pages: Vec<u64>,
+}
+
+const PAGE: u64 = 4096;
 
 impl ReadMemory for Memory {
     fn read_word(&self, addr: u64) -> Option<u64> {
+        let aligned = |addr: u64| {
+            let page = addr / PAGE;
+            let is_there = self.words.keys().any(|known| known / PAGE == page);
+            let word = self.words.get(&addr).copied().unwrap_or(0);
+            (is_there && !self.gone_pages.contains(&page)).then_some(word)
+        };
         let shift = addr % 8 * 8;
-        let first = *self.0.get(&(addr - addr % 8))?;
+        let first = aligned(addr - addr % 8)?;
         if shift == 0 {
             return Some(first);
         }
-        let second = *self.0.get(&(addr - addr % 8).wrapping_add(8))?;
+        let second = aligned((addr - addr % 8).wrapping_add(8))?;
         Some(first >> shift | second << (64 - shift))
     }
 }
@@ -43,7 +54,7 @@ impl Memory {
 
     fn put(&mut self, addr: u64, words: &[u64]) {
         for (index, word) in words.iter().enumerate() {
-            self.0.insert(addr + 8 * index as u64, *word);
+            self.words.insert(addr + 8 * index as u64, *word);
         }
     }
 
@@ -138,7 +149,8 @@ fn steps(memory: &Memory, layout: &PythonLayout) -> Vec<PythonStep> {
 /// The same in short: code addresses and units, marks with `true`.
 fn walked(memory: &Memory, layout: &PythonLayout) -> Vec<(u64, u32, bool)> {
     let mut steps = steps(memory, layout);
-    assert_eq!(steps.pop(), Some(PythonStep::End));
+    let end = steps.pop();
+    assert_eq!(end, Some(PythonStep::End), "behind {steps:x?}");
     let short = |step| match step {
         PythonStep::Frame { code_addr, unit, .. } => (code_addr, unit, false),
         PythonStep::EndOfRun { mark_addr } => (mark_addr, 0, true),
@@ -147,7 +159,7 @@ fn walked(memory: &Memory, layout: &PythonLayout) -> Vec<(u64, u32, bool)> {
     steps.into_iter().map(short).collect()
 }
 
-const CODES: [u64; 3] = [0x2_0000, 0x3_0000, 0x4_0000];
+const CODES: [u64; 3] = [0x2_0000, 0x3_0010, 0x4_0020];
 
 fn with_codes(thread: u64) -> Memory {
     let mut memory = Memory::new(thread);
@@ -343,7 +355,7 @@ fn a_check_changes_with_what_names_a_code_object() {
     for word in 2..7 {
         for changed in [1, 1 << 40] {
             let mut memory = sound.clone();
-            *memory.0.get_mut(&(CODES[0] + word * 8)).unwrap() ^= changed;
+            *memory.words.get_mut(&(CODES[0] + word * 8)).unwrap() ^= changed;
             checks.push(check_of(&memory));
         }
     }
@@ -424,13 +436,13 @@ fn damaged_memory_ends_a_walk_or_leaves_it_to_the_caller() {
         let mut sound = shimmed();
         sound.put(0x518, &[0x7f00]);
         // A word that is gone, points nowhere, to itself, or to the thread state.
-        for addr in sound.0.keys() {
+        for addr in sound.words.keys() {
             for damage in [None, Some(u64::MAX), Some(*addr), Some(0x500), Some(0x600), Some(1)] {
                 let mut memory = sound.clone();
                 match damage {
-                    Some(word) => memory.0.insert(*addr, word),
-                    None => memory.0.remove(addr),
-                };
+                    Some(word) => memory.put(*addr, &[word]),
+                    None => memory.gone_pages.push(addr / PAGE),
+                }
                 steps(&memory, &layout);
             }
         }
@@ -441,7 +453,7 @@ fn damaged_memory_ends_a_walk_or_leaves_it_to_the_caller() {
     assert_eq!(steps(&memory, &layout(Flavor::Shim)).len(), 200);
     // A code object that is not in memory now leaves its frame without its line.
     let mut memory = shimmed();
-    memory.0.remove(&(CODES[0] + 32));
+    memory.gone_pages.push(CODES[0] / PAGE);
     let unread = PythonStep::Frame { code_addr: CODES[0], unit: UNKNOWN_UNIT, check: 0 };
     assert_eq!(steps(&memory, &layout(Flavor::Shim))[0], unread);
     assert_eq!(walked(&memory, &layout(Flavor::Shim))[1..], SHIMMED[1..]);
@@ -450,4 +462,61 @@ fn damaged_memory_ends_a_walk_or_leaves_it_to_the_caller() {
     memory.put(CODES[2], &[CODE_TYPE + 8]);
     let steps = steps(&memory, &layout(Flavor::Shim));
     assert_eq!((steps.len(), steps[3]), (4, PythonStep::Lost));
+}
+
+/// Counts the reads of several words.
+struct Counting(Memory, core::cell::Cell<usize>);
+
+impl ReadMemory for Counting {
+    fn read_word(&self, addr: u64) -> Option<u64> {
+        self.0.read_word(addr)
+    }
+
+    fn read_words<const N: usize>(&self, addr: u64, count: u32, to: &mut [u64; N]) -> bool {
+        assert!((count as usize) < N && N.is_power_of_two());
+        self.1.set(self.1.get() + 1);
+        (0..u64::from(count)).zip(to).all(|(index, word)| {
+            let value = self.0.read_word(addr.wrapping_add(8 * index));
+            *word = value.unwrap_or(0);
+            value.is_some()
+        })
+    }
+}
+
+#[test]
+fn frames_that_lie_side_by_side_are_read_at_once() {
+    // Two runs of twelve frames each, 32 bytes a frame, of three functions; at the begin of a page, so that
+    // nothing can be read below.
+    let mut memory = with_codes(0x500);
+    let frames = 0x9_0000;
+    let mut frame = 0;
+    for index in 0..24 {
+        let addr = frames + index * 32;
+        if index % 12 == 0 {
+            let shim = 0x7f00_0000 - index * 64;
+            memory.put(shim, &[frame, 0, 0, IS_SHIM]);
+            frame = shim;
+        }
+        let code = CODES[index as usize % 3];
+        memory.put(addr, &[frame, code, at(code, index + 2), 0]);
+        frame = addr;
+    }
+    memory.put(0x500, &[0, frame, FS_BASE]);
+    let memory = Counting(memory, core::cell::Cell::new(0));
+    let layout = layout(Flavor::Shim);
+    let mut cursor = PythonCursor::default();
+    for walk in 1..3 {
+        assert!(cursor.start(&memory, &layout, FS_BASE));
+        let mut units = Vec::new();
+        loop {
+            match cursor.step(&memory, &layout) {
+                PythonStep::Frame { unit, .. } => units.push(unit),
+                PythonStep::End => break,
+                step => assert!(matches!(step, PythonStep::EndOfRun { .. }), "{step:?}"),
+            }
+        }
+        assert_eq!(units, (2..26).rev().collect::<Vec<_>>());
+        // A walk: 15 frames and 9, two shims, and the code object of each frame.
+        assert_eq!(memory.1.get(), walk * (2 + 2 + 24));
+    }
 }

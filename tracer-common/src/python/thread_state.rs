@@ -32,6 +32,8 @@ impl PythonCursor {
         put(&mut self.next_thread, 0);
         put(&mut self.next_interpreter, 0);
         put(&mut self.looks_left, 0);
+        put(&mut self.known_code, 0);
+        self.frames.clear();
         let mut thread = 0;
         if layout.attached_tls_offset != 0 {
             thread = word_of_thread(memory, fs_base, layout.attached_tls_offset);
