@@ -216,6 +216,11 @@ const NO_ARGUMENT: u64 = 15;
 pub struct Cookie(pub u64);
 
 impl Cookie {
+    /// The cookie of a probe that sits on none of the functions, in the target with index `target`.
+    pub const fn of_target(target: u16) -> Self {
+        Self((target as u64) << 8)
+    }
+
     /// The cookie of `function` in the target with index `target`.
     pub const fn new(function: Function, target: u16) -> Self {
         let (size, count, flags) = match function.action() {

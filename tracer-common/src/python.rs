@@ -28,8 +28,12 @@ pub use layout::{
 
 use crate::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
 use crate::memory::ReadMemory;
-use crate::native::put;
+use code_object::KnownCode;
 use frame_words::FrameWords;
+
+/// Code objects that are kept, a power of two: a few times as many as a deep stack has, since two that fall on one
+/// place are read in turn.
+const KNOWN_CODES: usize = 256;
 
 /// Owner of a generator's frame: `FRAME_OWNED_BY_GENERATOR`, the same in each version that has owners.
 const OWNED_BY_GENERATOR: u8 = 1;
@@ -37,7 +41,7 @@ const OWNED_BY_GENERATOR: u8 = 1;
 /// Where a walk is. It holds what was read last too, which is too much for the stack of an eBPF program: keep
 /// it in a map.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PythonCursor {
     /// The thread's pointer to itself.
     fs_base: u64,
@@ -59,10 +63,12 @@ pub struct PythonCursor {
     is_run_over: u32,
     /// How many more thread states and interpreters are looked at.
     looks_left: u32,
-    /// The code object that was read last in this walk, and its check; 0 where none was. While a walk is under
-    /// way no code object goes: frames hold them.
-    known_code: u64,
-    known_check: u64,
+    /// See [`PythonCursor::start`].
+    epoch: u64,
+    /// Number of walks.
+    walks: u64,
+    /// Code objects that were read, by their addresses.
+    known: [KnownCode; KNOWN_CODES],
     frames: FrameWords,
     code_words: CodeWords,
 }
@@ -92,6 +98,28 @@ pub enum PythonStep {
     End,
     /// There may be more frames: memory could not be read, or was not what it should be.
     Lost,
+}
+
+impl Default for PythonCursor {
+    fn default() -> Self {
+        Self {
+            fs_base: 0,
+            thread: 0,
+            frame: 0,
+            base_frame: 0,
+            c_frame: 0,
+            mark: 0,
+            next_thread: 0,
+            next_interpreter: 0,
+            is_run_over: 0,
+            looks_left: 0,
+            epoch: 0,
+            walks: 0,
+            known: [KnownCode::default(); KNOWN_CODES],
+            frames: FrameWords::default(),
+            code_words: CodeWords::default(),
+        }
+    }
 }
 
 impl PythonCursor {
@@ -131,8 +159,9 @@ impl PythonCursor {
         }
         // The lowest bits are tags from 3.14 on; objects are aligned in each version.
         let code_addr = self.frames.word(fields.code) & !7;
-        if code_addr != self.known_code {
-            put(&mut self.known_code, 0);
+        let at = known_at(&self.known, code_addr, self.epoch) & (KNOWN_CODES - 1);
+        let known = &mut self.known[at];
+        if !known.is(code_addr, self.epoch) {
             if !self.code_words.read(memory, layout, code_addr) {
                 // It may lie in a page that is not in memory now. The frame is there all the same.
                 return PythonStep::Frame { code_addr, unit: UNKNOWN_UNIT, check: 0 };
@@ -140,36 +169,23 @@ impl PythonCursor {
             if !self.code_words.is_code(layout) {
                 return PythonStep::Lost;
             }
-            put(&mut self.known_check, self.code_words.check(memory, layout));
-            put(&mut self.known_code, code_addr);
+            known.keep(memory, layout, &self.code_words, code_addr, self.epoch);
         }
         let unit = match layout.flavor {
             flavor if flavor == Flavor::Plain as u8 || flavor == Flavor::CFrame as u8 => {
                 unit_of_index(layout, instruction)
             }
             _ => {
-                let start_addr = self.bytecode(memory, layout, code_addr, bytecode_copy);
+                let start_addr = bytecode(memory, layout, code_addr, known.tlbc, bytecode_copy);
                 let distance = instruction.wrapping_sub(start_addr) as i64;
-                if owner != OWNED_BY_GENERATOR && distance < self.code_words.first_traceable_byte(layout) {
+                if owner != OWNED_BY_GENERATOR && distance < known.first_traceable_byte() {
                     // It is being built. CPython does not show it either: `_PyFrame_IsIncomplete`.
                     return PythonStep::Skip;
                 }
-                self.code_words.unit(layout, distance)
+                known.unit(distance)
             }
         };
-        PythonStep::Frame { code_addr, unit, check: self.known_check }
-    }
-
-    /// Where the bytecode lies that the frame's instruction pointer points into; far from it where that cannot
-    /// be read.
-    #[inline(always)]
-    fn bytecode(&self, memory: &impl ReadMemory, layout: &PythonLayout, code_addr: u64, copy: u32) -> u64 {
-        if layout.code.tlbc == 0 || copy == 0 {
-            return code_addr.wrapping_add(layout.code.bytecode.into());
-        }
-        // Each thread of a free-threaded interpreter has a copy: {size; entries[]}.
-        let entry = u64::from(copy).wrapping_add(1).wrapping_mul(8);
-        memory.read_word(self.code_words.word(layout.code.tlbc).wrapping_add(entry)).unwrap_or(0)
+        PythonStep::Frame { code_addr, unit, check: known.check }
     }
 
     /// Notes that the frame which was just read is the last of its run.
@@ -183,6 +199,26 @@ impl PythonCursor {
             self.c_frame = memory.read_word(previous).unwrap_or(0);
         }
     }
+}
+
+/// Where a code object is kept: the upper bits of a product with 2^64 divided by the golden ratio tell, or the place
+/// beside that where another one has it.
+#[inline(always)]
+fn known_at(known: &[KnownCode; KNOWN_CODES], code_addr: u64, epoch: u64) -> usize {
+    let at = (code_addr.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize & (KNOWN_CODES - 1);
+    at ^ usize::from(known[at].is_another(code_addr, epoch))
+}
+
+/// Where the bytecode lies that the frame's instruction pointer points into; far from it where that cannot
+/// be read.
+#[inline(always)]
+fn bytecode(memory: &impl ReadMemory, layout: &PythonLayout, code_addr: u64, tlbc: u64, copy: u32) -> u64 {
+    if layout.code.tlbc == 0 || copy == 0 {
+        return code_addr.wrapping_add(layout.code.bytecode.into());
+    }
+    // Each thread of a free-threaded interpreter has a copy: {size; entries[]}.
+    let entry = u64::from(copy).wrapping_add(1).wrapping_mul(8);
+    memory.read_word(tlbc.wrapping_add(entry)).unwrap_or(0)
 }
 
 /// The unit of `f_lasti`, which is -1 before the first instruction.

@@ -4,7 +4,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use tracer_common::counter::Counter;
 
-use crate::maps::{COUNTERS, HITS};
+use crate::maps::{CODE_DEATHS, COUNTERS, HITS};
 
 /// Adds one to `counter`.
 #[inline(always)]
@@ -18,6 +18,14 @@ pub fn count(counter: Counter) {
 #[inline(always)]
 pub fn count_hit() {
     if let Some(cell) = HITS.get_ptr_mut(0) {
+        add_one(cell);
+    }
+}
+
+/// A code object of a target goes.
+#[inline(always)]
+pub fn count_code_death(target: u16) {
+    if let Some(cell) = CODE_DEATHS.get_ptr_mut(target.into()) {
         add_one(cell);
     }
 }

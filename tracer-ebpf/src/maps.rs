@@ -66,6 +66,11 @@ pub static PYTHONS: ArrayOfMaps<btf_maps::Array<PythonLayout, 1, INNER_MAP>, 65_
 #[map]
 pub static CODES: HashMap<u64, u64> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
+/// How many code objects of a target have gone, by its index: what is known of one that lives stays true.
+/// Written by `code_gone` alone.
+#[map]
+pub static CODE_DEATHS: Array<u64> = Array::with_max_entries(65_536, 0);
+
 /// The targets by process id, written by user space.
 #[map]
 pub static TARGETS: HashMap<u32, TargetEntry> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);

@@ -1,12 +1,14 @@
 //! Taking the frames of CPython of the current thread.
 
 use core::ffi::c_void;
+use core::ptr::read_volatile;
 
 use tracer_common::event::MAX_FRAMES;
 use tracer_common::frame;
 use tracer_common::native::{PythonFrames, put};
 use tracer_common::python::{PythonLayout, PythonStep};
 
+use crate::maps::CODE_DEATHS;
 use crate::memory::DirectMemory;
 use crate::repeat::repeat;
 use crate::state::ThreadState;
@@ -48,7 +50,13 @@ pub fn take(layout: &PythonLayout, state: &mut ThreadState) {
         // It stays as it is for the life of a thread.
         state.fs_base = task::fs_base();
     }
-    if !state.cursor.start(&DirectMemory, layout, state.fs_base) {
+    let mut code_deaths = None;
+    if layout.tells_code_deaths != 0 {
+        let cell = CODE_DEATHS.get_ptr(state.stack.stack.target.into());
+        // SAFETY: an element of an array map. Those that the frames of this thread hold do not go meanwhile.
+        code_deaths = cell.map(|cell| unsafe { read_volatile(cell) });
+    }
+    if !state.cursor.start(&DirectMemory, layout, state.fs_base, code_deaths) {
         return;
     }
     // Until it is over.

@@ -117,6 +117,70 @@ impl Bytes {
     }
 }
 
+/// What a walk needs of a code object, kept for the next frame or walk that comes upon it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KnownCode {
+    /// Its address; 0 where there is none.
+    addr: u64,
+    /// When it was read: see [`super::PythonCursor::start`].
+    epoch: u64,
+    /// [`CodeWords::check`]
+    pub check: u64,
+    /// `co_tlbc`
+    pub tlbc: u64,
+    /// Number of code units.
+    units: u32,
+    /// `_co_firsttraceable`, in code units.
+    first_traceable: u32,
+}
+
+impl KnownCode {
+    /// Whether this is the code object at `addr`, unchanged since `epoch`.
+    #[inline(always)]
+    pub fn is(&self, addr: u64, epoch: u64) -> bool {
+        self.addr == addr && self.epoch == epoch
+    }
+
+    /// Whether this is another one that lives.
+    #[inline(always)]
+    pub fn is_another(&self, addr: u64, epoch: u64) -> bool {
+        self.addr != addr && self.epoch == epoch
+    }
+
+    /// Keeps the code object at `addr` that was read into `words`.
+    #[inline(always)]
+    pub fn keep(
+        &mut self,
+        memory: &impl ReadMemory,
+        layout: &PythonLayout,
+        words: &CodeWords,
+        addr: u64,
+        epoch: u64,
+    ) {
+        let units = words.word(layout.code.units);
+        put(&mut self.units, if units > u64::from(u32::MAX) { u32::MAX } else { units as u32 });
+        put(&mut self.first_traceable, words.word(layout.code.first_traceable) as u32);
+        put(&mut self.tlbc, words.word(layout.code.tlbc));
+        put(&mut self.check, words.check(memory, layout));
+        put(&mut self.epoch, epoch);
+        put(&mut self.addr, addr);
+    }
+
+    /// Distance from the first instruction to the first of the function's own, bytes.
+    #[inline(always)]
+    pub fn first_traceable_byte(&self) -> i64 {
+        i64::from(self.first_traceable as i32) * 2
+    }
+
+    /// The code unit at a distance from the first, in bytes.
+    #[inline(always)]
+    pub fn unit(&self, distance: i64) -> u32 {
+        let unit = distance as u64 / 2;
+        if unit < u64::from(self.units) && unit < u64::from(NO_UNIT_YET) { unit as u32 } else { UNKNOWN_UNIT }
+    }
+}
+
 impl Default for CodeWords {
     fn default() -> Self {
         Self([0; CODE_WORDS])
@@ -169,23 +233,6 @@ impl CodeWords {
             check = fold_end(memory, check, table, text.bytes_size, text.bytes_data);
         }
         check
-    }
-
-    /// Distance from the first instruction to the first of the function's own, bytes.
-    #[inline(always)]
-    pub(super) fn first_traceable_byte(&self, layout: &PythonLayout) -> i64 {
-        i64::from(self.word(layout.code.first_traceable) as u32 as i32) * 2
-    }
-
-    /// The code unit at a distance from the first, in bytes.
-    #[inline(always)]
-    pub(super) fn unit(&self, layout: &PythonLayout, distance: i64) -> u32 {
-        let unit = distance as u64 / 2;
-        if unit < self.word(layout.code.units) && unit < u64::from(NO_UNIT_YET) {
-            unit as u32
-        } else {
-            UNKNOWN_UNIT
-        }
     }
 }
 

@@ -75,8 +75,10 @@ pub struct PythonLayout {
     pub minor: u8,
     /// 1 for a build without the global lock.
     pub is_free_threaded: u8,
+    /// 1 where the kernel side is told when a code object goes.
+    pub tells_code_deaths: u8,
     /// 0
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 /// Offsets in `PyThreadState` and `PyInterpreterState`.

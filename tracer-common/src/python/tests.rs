@@ -130,7 +130,7 @@ fn layout(flavor: Flavor) -> PythonLayout {
 fn steps(memory: &Memory, layout: &PythonLayout) -> Vec<PythonStep> {
     let mut cursor = PythonCursor::default();
     let mut steps = Vec::new();
-    if !cursor.start(memory, layout, FS_BASE) {
+    if !cursor.start(memory, layout, FS_BASE, None) {
         return steps;
     }
     for _ in 0..200 {
@@ -505,8 +505,10 @@ fn frames_that_lie_side_by_side_are_read_at_once() {
     let memory = Counting(memory, core::cell::Cell::new(0));
     let layout = layout(Flavor::Shim);
     let mut cursor = PythonCursor::default();
-    for walk in 1..3 {
-        assert!(cursor.start(&memory, &layout, FS_BASE));
+    // A walk: 15 frames and 9, two shims; and the code objects, which need not be read until one goes.
+    for (deaths, code_reads) in [(None, 3), (None, 3), (Some(5), 3), (Some(5), 0), (Some(6), 3), (None, 3)] {
+        memory.1.set(0);
+        assert!(cursor.start(&memory, &layout, FS_BASE, deaths));
         let mut units = Vec::new();
         loop {
             match cursor.step(&memory, &layout) {
@@ -516,7 +518,27 @@ fn frames_that_lie_side_by_side_are_read_at_once() {
             }
         }
         assert_eq!(units, (2..26).rev().collect::<Vec<_>>());
-        // A walk: 15 frames and 9, two shims, and the code object of each frame.
-        assert_eq!(memory.1.get(), walk * (2 + 2 + 24));
+        assert_eq!(memory.1.get(), 2 + 2 + code_reads, "{deaths:?}");
     }
+}
+
+#[test]
+fn a_code_object_at_the_place_of_another_is_read_when_one_has_gone() {
+    let mut memory = shimmed();
+    let layout = layout(Flavor::Shim);
+    let mut cursor = PythonCursor::default();
+    let mut first_check = |memory: &Memory, deaths| {
+        assert!(cursor.start(memory, &layout, FS_BASE, deaths));
+        match cursor.step(memory, &layout) {
+            PythonStep::Frame { code_addr, check, .. } if code_addr == CODES[0] => check,
+            step => panic!("{step:?}"),
+        }
+    };
+    let of_first = first_check(&memory, Some(1));
+    memory.put_code(CODES[0], 0xabc);
+    assert_eq!(first_check(&memory, Some(1)), of_first, "it did not go, so it was not looked at");
+    let of_second = first_check(&memory, Some(2));
+    assert_ne!(of_second, of_first);
+    memory.put_code(CODES[0], 0xdef);
+    assert_ne!(first_check(&memory, None), of_second);
 }

@@ -20,11 +20,25 @@ const KEY_DATA_BYTES: u64 = 16;
 /// Most keys there are: `PTHREAD_KEYS_MAX` of glibc; musl has 128.
 const MAX_KEYS: u32 = 1024;
 
+/// In an epoch: it is a number of deaths, not of walks.
+const COUNTED: u64 = 1 << 63;
+
 impl PythonCursor {
     /// Begins a walk of the frames of the thread whose pointer to itself is `fs_base`. `false` where the
     /// thread runs no Python, as far as can be told.
+    ///
+    /// `code_deaths` is the number of code objects that went so far, where that is counted: until another goes,
+    /// what was read of them stays true. Else it is true for one walk: the frames hold theirs.
     #[inline(always)]
-    pub fn start(&mut self, memory: &impl ReadMemory, layout: &PythonLayout, fs_base: u64) -> bool {
+    pub fn start(
+        &mut self,
+        memory: &impl ReadMemory,
+        layout: &PythonLayout,
+        fs_base: u64,
+        code_deaths: Option<u64>,
+    ) -> bool {
+        self.walks = self.walks.wrapping_add(1);
+        put(&mut self.epoch, code_deaths.map_or(self.walks, |deaths| deaths | COUNTED));
         self.fs_base = fs_base;
         put(&mut self.frame, 0);
         put(&mut self.base_frame, 0);
@@ -32,7 +46,6 @@ impl PythonCursor {
         put(&mut self.next_thread, 0);
         put(&mut self.next_interpreter, 0);
         put(&mut self.looks_left, 0);
-        put(&mut self.known_code, 0);
         self.frames.clear();
         let mut thread = 0;
         if layout.attached_tls_offset != 0 {

@@ -5,6 +5,7 @@
 //! whether the return is trapped at all, so that calls which belong to another cost one trap less.
 
 mod allocate;
+mod code_gone;
 mod idle;
 mod measure;
 mod move_break;

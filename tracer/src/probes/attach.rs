@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::File;
+use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -125,8 +126,7 @@ impl Links {
             let probe = Probe {
                 site,
                 path,
-                // Leads to the very file that is mapped, whatever its name means by now and here.
-                file: format!("/proc/self/fd/{}", file.as_raw_fd()),
+                file: path_of(file),
                 offset: site.file_offset + u64::from(placement(site).offset),
                 cookie: Cookie::new(site.function, attachee.index),
             };
@@ -150,6 +150,35 @@ impl Links {
             self.attach_group(kernel, *hook, probes, tgid, &mut skipped)?;
         }
         Ok(skipped)
+    }
+
+    /// Counts the code objects of CPython that go, at the function at `offset` of `file` that gives them back;
+    /// false where the kernel refuses that.
+    pub fn watch_code_deaths(
+        &mut self,
+        kernel: &mut Kernel,
+        attachee: Attachee,
+        file: &File,
+        offset: u64,
+    ) -> bool {
+        let Some(tgid) = NonZeroU32::new(attachee.tgid) else { return false };
+        let Some(identity) = identity(file, offset) else { return false };
+        if self.placed.contains(&identity) {
+            return true;
+        }
+        let (path, cookie) = (path_of(file), Cookie::of_target(attachee.index));
+        let sites = Sites { offsets: vec![offset], cookies: vec![cookie.0] };
+        let linked = self.link_many(kernel, Hook::CodeGone, &path, sites, tgid).or_else(|error| {
+            log::debug!("count code objects that go: {error}");
+            self.link_one(kernel, Hook::CodeGone, &path, offset, cookie, tgid)
+        });
+        match linked {
+            Ok(()) => self.placed.insert(identity),
+            Err(error) => {
+                log::info!("code objects that go are not counted: {error:#}");
+                false
+            }
+        }
     }
 
     /// Whether nothing was probed there yet. From now on something is.
@@ -185,24 +214,53 @@ impl Links {
         probes: &[Probe<'_>],
         tgid: NonZeroU32,
     ) -> bool {
-        let Some(multi) = kernel.multi() else { return false };
-        let Some(file) = probes.first().map(|probe| probe.file.as_str()) else { return false };
-        let Ok(path) = CString::new(file) else { return false };
+        let Some(first) = probes.first() else { return false };
         let sites = Sites {
             offsets: probes.iter().map(|probe| probe.offset).collect(),
             cookies: probes.iter().map(|probe| probe.cookie.0).collect(),
         };
-        match multi.link(hook.program(), hook.kind(), &path, &sites, tgid.get()) {
-            Ok(fd) => {
-                self.links.push(Link::Many { _fd: fd });
-                self.many.entry(file.to_owned()).or_default().extend(sites.offsets);
-                true
-            }
-            Err(error) => {
-                log::info!("{} in {}: one link per probe: {error}", hook.program(), probes[0].path);
-                false
-            }
+        let linked = self.link_many(kernel, hook, &first.file, sites, tgid);
+        let failed = linked.as_ref().err().filter(|error| error.kind() != io::ErrorKind::Unsupported);
+        if let Some(error) = failed {
+            log::info!("{} in {}: one link per probe: {error}", hook.program(), first.path);
         }
+        linked.is_ok()
+    }
+
+    /// Sites of the file at `path` behind one link.
+    fn link_many(
+        &mut self,
+        kernel: &mut Kernel,
+        hook: Hook,
+        path: &str,
+        sites: Sites,
+        tgid: NonZeroU32,
+    ) -> io::Result<()> {
+        let multi = kernel.multi().ok_or(io::ErrorKind::Unsupported)?;
+        let fd = multi.link(hook.program(), hook.kind(), &CString::new(path)?, &sites, tgid.get())?;
+        self.links.push(Link::Many { _fd: fd });
+        self.many.entry(path.to_owned()).or_default().extend(sites.offsets);
+        Ok(())
+    }
+
+    /// One site behind a link of its own.
+    fn link_one(
+        &mut self,
+        kernel: &mut Kernel,
+        hook: Hook,
+        path: &str,
+        offset: u64,
+        cookie: Cookie,
+        tgid: NonZeroU32,
+    ) -> Result<(), LinkError> {
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(offset),
+            cookie: Some(cookie.0),
+        };
+        let program = kernel.uprobe(hook.program())?;
+        let id = program.attach(point, PathBuf::from(path), UProbeScope::OneProcess(tgid))?;
+        self.links.push(Link::One { _link: program.take_link(id)? });
+        Ok(())
     }
 
     fn attach_each(
@@ -218,17 +276,10 @@ impl Links {
             if skipped.iter().any(|skipped| skipped.function == probe.site.function) {
                 continue;
             }
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(probe.offset),
-                cookie: Some(probe.cookie.0),
-            };
-            let program = kernel.uprobe(hook.program())?;
-            let attached = program
-                .attach(point, PathBuf::from(&probe.file), UProbeScope::OneProcess(tgid))
-                .and_then(|id| program.take_link(id));
-            match attached {
-                Ok(link) => self.links.push(Link::One { _link: link }),
-                Err(error) => skipped.push(probe.skip_or_fail(error)?),
+            match self.link_one(kernel, hook, &probe.file, probe.offset, probe.cookie, tgid) {
+                Ok(()) => {}
+                Err(LinkError::Kernel(error)) => return Err(error.into()),
+                Err(LinkError::Program(error)) => skipped.push(probe.skip_or_fail(error)?),
             }
         }
         Ok(())
@@ -291,6 +342,20 @@ impl Probe<'_> {
             source: Box::new(error),
         })
     }
+}
+
+/// Why a link of one probe was not made.
+#[derive(Debug, Error)]
+enum LinkError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
+/// A path that leads to the very file that is mapped, whatever its name means by now and here.
+fn path_of(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 fn identity(file: &File, offset: u64) -> Option<FileOffset> {

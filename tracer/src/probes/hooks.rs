@@ -70,6 +70,8 @@ pub enum Hook {
     GetStackEnter,
     /// Counts entries.
     Count,
+    /// Counts the code objects of CPython that go.
+    CodeGone,
 }
 
 impl Hook {
@@ -92,6 +94,7 @@ impl Hook {
             Self::StackEnter => "stack_enter",
             Self::GetStackEnter => "get_stack_enter",
             Self::Count => "count_hit",
+            Self::CodeGone => "code_gone",
         }
     }
 

@@ -11,7 +11,7 @@ use super::own_pages::OwnPages;
 use super::unwind_tables::UnwindTables;
 use crate::model::{Event, Mapping, RawCode};
 use crate::probes::attach::{Attachee, Links};
-use crate::probes::hooks::Purpose;
+use crate::probes::hooks::{Part, Purpose};
 use crate::probes::kernel::Kernel;
 use crate::target::{PythonUnknown, Target};
 use crate::trace::Trace;
@@ -141,19 +141,33 @@ impl Traced {
     /// Tells the kernel side where the interpreter keeps its frames. One that is about to start is asked again
     /// when the mappings change.
     fn place_python(&mut self, kernel: &mut Kernel) -> Option<String> {
-        let layout = match self.target.python_layout() {
+        let mut layout = match self.target.python_layout() {
             Ok(layout) => layout,
             Err(PythonUnknown::NoPython) => PythonLayout::default(),
             Err(unknown) => {
                 return (!unknown.may_become_known()).then(|| format!("no Python frames: {unknown}"));
             }
         };
+        layout.tells_code_deaths = self.watch_code_deaths(kernel, &layout).into();
         if self.python.unwrap_or_default() == layout {
             return None;
         }
         self.python = Some(layout);
         let told = kernel.put_python(self.index, &layout);
         told.err().map(|error| format!("no Python frames: {:#}", anyhow::Error::from(error)))
+    }
+
+    /// Has the kernel side told of each code object that goes; false where that cannot be, and each walk reads the
+    /// code objects anew.
+    fn watch_code_deaths(&mut self, kernel: &mut Kernel, layout: &PythonLayout) -> bool {
+        if !matches!(self.purpose, Purpose::Trace | Purpose::Measure(Part::Stack)) {
+            return false;
+        }
+        let Some((module, file_offset)) = self.target.code_dealloc(layout) else { return false };
+        let Some(mapped) = self.target.mappings.modules().get(module as usize) else { return false };
+        let Ok(file) = &mapped.file else { return false };
+        let attachee = Attachee { tgid: self.target.process.tgid, index: self.index, purpose: self.purpose };
+        self.links.watch_code_deaths(kernel, attachee, file, file_offset)
     }
 
     /// Reads the target's mappings again and instruments what is new; tells whether they have changed. A

@@ -26,6 +26,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use tracer_common::memory::ReadMemory as _;
 use tracer_common::probe::{Domain, Function};
 use tracer_common::python::PythonLayout;
 
@@ -209,6 +210,19 @@ impl Target {
         let storage = self.thread_storage().ok_or(PythonUnknown::NoThreadStorage)?;
         let memory = ProcessMemory::open(self.process.tgid).map_err(|_| PythonUnknown::NotMapped)?;
         file.layout(&memory, bias, storage)
+    }
+
+    /// The function that gives a code object back: number of its module, and offset in the file. `None` where it
+    /// cannot be told.
+    pub fn code_dealloc(&self, layout: &PythonLayout) -> Option<(u32, u64)> {
+        let memory = ProcessMemory::open(self.process.tgid).ok()?;
+        let addr = memory.read_word(python::code_dealloc_pointer(layout)?)?;
+        let mapping = self
+            .mappings
+            .mappings()
+            .iter()
+            .find(|mapping| mapping.start_addr <= addr && addr < mapping.end_addr)?;
+        Some((mapping.module, addr - mapping.start_addr + mapping.file_offset))
     }
 
     /// What is added to a module's addresses: any function of the file tells where it was loaded.

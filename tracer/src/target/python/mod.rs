@@ -111,6 +111,14 @@ pub(super) fn musl_storage(elf: &Elf, symbols: &[Symbol]) -> Storage {
     given.map_or(Storage::MUSL, |offset| Storage { offset, ..Storage::MUSL })
 }
 
+/// Where `PyCode_Type.tp_dealloc` lies: `tp_name`, `tp_basicsize` and `tp_itemsize` stand between it and the
+/// head of a variable object (CPython 3.8 to 3.15, `Include/cpython/object.h`), which ends with `ob_type` and
+/// `ob_size`. `None` where the type is not known.
+pub(super) fn code_dealloc_pointer(layout: &PythonLayout) -> Option<u64> {
+    let ob_type = u64::from(layout.code.ob_type) + u64::from(layout.code.read_from);
+    (layout.code_type_addr != 0).then(|| layout.code_type_addr.wrapping_add(ob_type + 8 + 8 + 3 * 8))
+}
+
 impl PythonFile {
     /// Looks at the file of an interpreter whose `symbols` are given.
     ///
