@@ -103,6 +103,14 @@ pub struct Attachee {
     pub purpose: Purpose,
 }
 
+/// Loads what probes on `sites` are going to run, where the kernel has links of many probes.
+pub fn load_programs(kernel: &mut Kernel, sites: &[ProbeSite], purpose: Purpose) {
+    let Some(multi) = kernel.multi() else { return };
+    let has_sessions = multi.has_sessions();
+    let hooks = sites.iter().flat_map(|site| Hook::of(site.function, purpose, has_sessions));
+    multi.load_all(hooks.map(|hook| (hook.program(), hook.kind())));
+}
+
 impl Links {
     /// Probes `sites` that are not probed yet; `file_of` gives the open file of a module and its path.
     ///

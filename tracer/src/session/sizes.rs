@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use tracer_common::config::Config;
 
 use crate::cli::plan::TracePlan;
-use crate::probes::attach::{Attachee, Links};
+use crate::probes::attach::{Attachee, Links, load_programs};
 use crate::probes::hooks::Purpose;
 use crate::probes::kernel::{Kernel, KernelError, KernelLimits};
 use crate::target::{ProbeSite, Target};
 
-/// How long calls are counted.
+/// How long calls are counted, at least.
 const WINDOW: Duration = Duration::from_millis(50);
 
 /// Ring bytes that a call takes: a record of 24 to 48 bytes, and its header.
@@ -78,11 +78,12 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     if kernel.multi().is_none() {
         return Ok(None);
     }
+    let domains = plan.domains.as_deref();
+    let is_traced =
+        |site: &&ProbeSite| domains.is_none_or(|domains| domains.contains(&site.function.domain()));
     let mut counting = Vec::new();
+    let mut all_sites = Vec::new();
     for target in targets {
-        let domains = plan.domains.as_deref();
-        let is_traced =
-            |site: &&ProbeSite| domains.is_none_or(|domains| domains.contains(&site.function.domain()));
         let sites: Vec<ProbeSite> = target.sites.iter().filter(is_traced).cloned().collect();
         let modules = target.mappings.modules();
         let attachee = Attachee { tgid: target.process.tgid, index: 0, purpose: Purpose::Count };
@@ -92,10 +93,13 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
             Some((module.file.as_ref().ok()?, module.module.path.as_str()))
         })?;
         counting.push(links);
+        all_sites.extend(sites);
     }
     let hits = |kernel: &Kernel| -> Result<u64, KernelError> { kernel.hits() };
     let (before, start) = (hits(&kernel)?, Instant::now());
-    thread::sleep(WINDOW);
+    // The kernel takes about as long to look at the programs of the trace.
+    load_programs(&mut kernel, &all_sites, Purpose::Trace);
+    thread::sleep(WINDOW.saturating_sub(start.elapsed()));
     let counted = hits(&kernel)?.saturating_sub(before);
     let per_second = (counted as f64 / start.elapsed().as_secs_f64()) as u64;
     log::info!("{per_second} calls per second before the trace");
