@@ -13,7 +13,7 @@ use std::path::PathBuf;
 const RECORDED: &str = "MEMTRACE_RECORDED_STACKS";
 
 /// The paths of shapes.
-const PATHS: [&str; 46] = [
+const PATHS: [&str; 47] = [
     "plain",
     "registers tail",
     "pushed foreign",
@@ -60,6 +60,7 @@ const PATHS: [&str; 46] = [
     "without_cfi code_nested",
     "code raise",
     "aligned code_without_pointer",
+    "templates code_without_pointer",
 ];
 
 #[test]

@@ -406,8 +406,21 @@ impl Walk {
             }
         }
         if return_addr == 0 {
-            self.end(WalkEnd::Complete);
+            // Below code without a table that may be a number of a caller's, which `rbp` happens to point at.
+            if self.guessed_count == NOT_GUESSED {
+                self.end(WalkEnd::Complete);
+            } else {
+                self.end_at_guess();
+            }
         }
+    }
+
+    /// Ends where the certain frames end.
+    #[inline(always)]
+    fn end_at_guess(&mut self) {
+        self.count = self.guessed_count;
+        self.hash = self.guessed_hash;
+        self.end(WalkEnd::NoUnwindInfo);
     }
 
     /// One word of the frames that were crossed without a table, when known code is met again. Where they keep no
@@ -423,9 +436,7 @@ impl Walk {
         let word = process.read_word(self.scan_addr).unwrap_or(self.mapping.end_addr);
         self.scan_addr = self.scan_addr.wrapping_add(8);
         if word > self.mapping.start_addr && word <= self.mapping.end_addr {
-            self.count = self.guessed_count;
-            self.hash = self.guessed_hash;
-            self.end(WalkEnd::NoUnwindInfo);
+            self.end_at_guess();
         }
     }
 
@@ -530,9 +541,7 @@ impl Walk {
     fn end_behind(&mut self, word: u64, end: WalkEnd, stack: &mut Stack) {
         if self.guessed_count != NOT_GUESSED && self.guessed_count <= self.count {
             // What was crossed without a table led nowhere: of it only the first frame is certain, if that.
-            self.count = self.guessed_count;
-            self.hash = self.guessed_hash;
-            return self.end(WalkEnd::NoUnwindInfo);
+            return self.end_at_guess();
         }
         self.push(word, stack);
         self.end(end);

@@ -21,13 +21,16 @@ use super::program::{PROGRAM, Program, pythons};
 use super::walking::{Seen, Walked, walk};
 use crate::target::{InlinedPolicy, Process, ProcessMemory, PythonVersion, Target};
 
-/// Words by address.
+/// Words by address. A page is there as a whole: of one that has words, those that no walk needs are 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Words(BTreeMap<u64, u64>);
 
 impl ReadMemory for Words {
     fn read_word(&self, addr: u64) -> Option<u64> {
-        self.0.get(&addr).copied()
+        const PAGE_BYTES: u64 = 4096;
+        let page = addr - addr % PAGE_BYTES;
+        let is_there = || self.0.range(page..=page + (PAGE_BYTES - 1)).next().is_some();
+        self.0.get(&addr).copied().or_else(|| is_there().then_some(0))
     }
 }
 

@@ -76,7 +76,7 @@ fn seen(memory: &impl ReadMemory, layout: &PythonLayout, facts: &CodeFacts, unit
 pub fn walk(memory: &impl ReadMemory, layout: &PythonLayout, fs_base: u64) -> Walked {
     let mut walked = Walked::default();
     let mut cursor = PythonCursor::default();
-    if !cursor.start(memory, layout, fs_base) {
+    if !cursor.start(memory, layout, fs_base, None) {
         return walked;
     }
     let mut in_run = 0;
