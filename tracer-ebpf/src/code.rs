@@ -16,6 +16,7 @@ use tracer_common::python::{CodeFacts, PythonLayout, Text};
 use crate::emit::header;
 use crate::maps::{CODES, EVENTS};
 use crate::memory::DirectMemory;
+use crate::process;
 use crate::repeat::repeat;
 use crate::state::ThreadState;
 
@@ -34,55 +35,76 @@ struct Record<const TABLE: usize> {
 #[repr(C)]
 struct Sending {
     state: *mut ThreadState,
-    layout: *const PythonLayout,
     cookie: Cookie,
     is_sent: u64,
 }
 
 /// Sends the code objects of the stack in `state` that were not sent yet; false when the ring is full.
 #[inline(always)]
-pub fn send_new(cookie: Cookie, layout: &PythonLayout, state: &mut ThreadState) -> bool {
-    let mut sending = Sending { state: &raw mut *state, layout: &raw const *layout, cookie, is_sent: 1 };
+pub fn send_new(cookie: Cookie, state: &mut ThreadState) -> bool {
+    let mut sending = Sending { state: &raw mut *state, cookie, is_sent: 1 };
     repeat(MAX_FRAMES as u32, step, &mut sending);
     sending.is_sent != 0
 }
 
+/// Answers of [`send_code`].
+const GO_ON: u64 = 0;
+const NO_FRAME: u64 = 1;
+const RING_IS_FULL: u64 = 2;
+
 unsafe extern "C" fn step(index: u32, on: *mut c_void) -> i64 {
     // SAFETY: `repeat` hands on what `send_new` gave it.
     let on = unsafe { &mut *on.cast::<Sending>() };
-    // SAFETY: the thread's own state, which nothing else touches meanwhile, and a value of a map that lives as
-    // long as the program runs.
-    let (state, layout) = unsafe { (&mut *on.state, &*on.layout) };
+    match send_code(on.state, on.cookie.0, index) {
+        GO_ON => 0,
+        NO_FRAME => 1,
+        _ => {
+            on.is_sent = 0;
+            1
+        }
+    }
+}
+
+/// Sends the code object of frame `index`, where it has one that was not sent. Once for the verifier: see
+/// [`crate::process`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn send_code(state: *mut ThreadState, cookie: u64, index: u32) -> u64 {
+    let cookie = Cookie(cookie);
+    // SAFETY: the thread's own state, which nothing else touches meanwhile.
+    let Some(state) = (unsafe { state.as_mut() }) else { return NO_FRAME };
+    let Some(layout) = process::python(cookie.target().into()) else { return NO_FRAME };
     let index = index as usize;
     if index >= MAX_FRAMES || index >= usize::from(state.stack.stack.count) {
-        return 1;
+        return NO_FRAME;
     }
-    let Frame::Python { code_addr, .. } = Frame::from_word(state.stack.stack.frames[index]) else { return 0 };
+    let Frame::Python { code_addr, .. } = Frame::from_word(state.stack.stack.frames[index]) else {
+        return GO_ON;
+    };
     let facts = &mut state.code_facts;
     if !facts.fill(&DirectMemory, layout, code_addr, &mut state.code_words) {
-        return 0;
+        return GO_ON;
     }
     // User addresses leave the upper 16 bits free for the index of the target.
-    let key = code_addr & ((1 << 48) - 1) | u64::from(on.cookie.target()) << 48;
+    let key = code_addr & ((1 << 48) - 1) | u64::from(cookie.target()) << 48;
     // After an `exec` user space has forgotten them all.
     let check = facts.check ^ u64::from(state.stack.stack.image);
     // SAFETY: values are single words.
     if unsafe { CODES.get(key) }.is_some_and(|sent| *sent == check) {
-        return 0;
+        return GO_ON;
     }
     let is_small = facts.table.len as usize <= SMALL_TABLE_BYTES;
     let is_sent = if is_small {
-        send::<SMALL_TABLE_BYTES>(on.cookie, layout, code_addr, facts)
+        send::<SMALL_TABLE_BYTES>(cookie, layout, code_addr, facts)
     } else {
-        send::<LARGE_TABLE_BYTES>(on.cookie, layout, code_addr, facts)
+        send::<LARGE_TABLE_BYTES>(cookie, layout, code_addr, facts)
     };
     if !is_sent {
-        on.is_sent = 0;
-        return 1;
+        return RING_IS_FULL;
     }
     // Where it does not fit the object is sent again with the next stack.
     let _ = CODES.insert(key, check, 0);
-    0
+    GO_ON
 }
 
 #[inline(always)]

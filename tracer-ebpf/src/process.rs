@@ -1,7 +1,5 @@
 //! The current process, as a walk sees it.
 
-use core::ptr;
-
 use tracer_common::memory::ReadMemory;
 use tracer_common::native::{self, Mappings as _, Process};
 use tracer_common::python::PythonLayout;
@@ -67,31 +65,22 @@ pub struct Current {
     pub target: u32,
     /// Number of its executable mappings.
     pub mapping_count: u32,
-    /// What is known of its interpreter; null where it has none.
-    pub python: *const PythonLayout,
 }
 
-impl Current {
-    /// Target number `target`, which runs `image`. Until user space has seen a new image, nothing is known of
-    /// its mappings.
-    #[inline(always)]
-    pub fn new(memory: UserMemory, target: u16, image: u8) -> Self {
-        let target = u32::from(target);
-        let (mapping_count, python) = match MAPPINGS.get_value(target, &0) {
-            Some(header) if header.mark == u32::from(image) => {
-                (header.table, PYTHONS.get_value(target, &0).map_or(ptr::null(), ptr::from_ref))
-            }
-            _ => (0, ptr::null()),
-        };
-        Self { memory, target, mapping_count, python }
+/// How many executable mappings are known of target number `target`, which runs `image`. Until user space has seen a
+/// new image there are none.
+#[inline(always)]
+pub fn mapping_count(target: u16, image: u8) -> u32 {
+    match MAPPINGS.get_value(target.into(), &0) {
+        Some(header) if header.mark == u32::from(image) => header.table,
+        _ => 0,
     }
+}
 
-    /// What is known of its interpreter.
-    #[inline(always)]
-    pub fn python(&self) -> Option<&'static PythonLayout> {
-        // SAFETY: a value of a map that lives as long as the program runs, or null.
-        unsafe { self.python.as_ref() }
-    }
+/// What is known of the interpreter of target number `target`.
+#[inline(always)]
+pub fn python(target: u32) -> Option<&'static PythonLayout> {
+    PYTHONS.get_value(target, &0)
 }
 
 impl ReadMemory for Current {
@@ -132,7 +121,7 @@ impl Process for Current {
 
     #[inline(always)]
     fn is_evaluator(&self, addr: u64) -> bool {
-        let Some(layout) = self.python() else { return false };
+        let Some(layout) = python(self.target) else { return false };
         layout.eval.iter().any(|range| addr >= range.start_addr && addr < range.end_addr)
     }
 }

@@ -6,13 +6,13 @@ use core::ptr::read_volatile;
 use tracer_common::event::MAX_FRAMES;
 use tracer_common::frame;
 use tracer_common::native::{PythonFrames, put};
-use tracer_common::python::{PythonLayout, PythonStep};
+use tracer_common::python::PythonStep;
 
 use crate::maps::CODE_DEATHS;
 use crate::memory::DirectMemory;
-use crate::repeat::repeat;
+use crate::repeat::{answer, repeat};
 use crate::state::ThreadState;
-use crate::task;
+use crate::{process, task};
 
 /// Most steps: a frame takes one, the end of a run another, and there are frames that are none. There are more
 /// than there is room for, since only the last frame of a run tells its place: 1,000 is CPython's own limit.
@@ -25,7 +25,7 @@ const NO_MARK: u64 = 1;
 #[repr(C)]
 struct Gathering {
     state: *mut ThreadState,
-    layout: *const PythonLayout,
+    target: u32,
 }
 
 /// The run whose frames are being taken. In the map: of numbers on the stack the verifier would follow each
@@ -43,9 +43,25 @@ pub struct Run {
     is_full: u64,
 }
 
-/// Takes the Python frames of the current thread into `state`, as the interpreter of `layout` has them.
+/// Takes the Python frames of the current thread, which is of target number `target`, into `state`.
 #[inline(always)]
-pub fn take(layout: &PythonLayout, state: &mut ThreadState) {
+pub fn take(target: u32, state: &mut ThreadState) {
+    if python_start(&raw mut *state, target) == 0 {
+        return;
+    }
+    repeat(MAX_STEPS, step, &mut Gathering { state: &raw mut *state, target });
+    if state.run.is_begun != 0 {
+        end_run(state, NO_MARK);
+    }
+}
+
+/// Goes to the innermost frame; 0 where there is none. Once for the verifier: see [`crate::process`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn python_start(state: *mut ThreadState, target: u32) -> u64 {
+    // SAFETY: the thread's own state, which nothing else touches meanwhile.
+    let Some(state) = (unsafe { state.as_mut() }) else { return 0 };
+    let Some(layout) = process::python(target) else { return 0 };
     if state.fs_base == 0 {
         // It stays as it is for the life of a thread.
         state.fs_base = task::fs_base();
@@ -57,24 +73,28 @@ pub fn take(layout: &PythonLayout, state: &mut ThreadState) {
         code_deaths = cell.map(|cell| unsafe { read_volatile(cell) });
     }
     if !state.cursor.start(&DirectMemory, layout, state.fs_base, code_deaths) {
-        return;
+        return 0;
     }
     // Until it is over.
     put(&mut state.python.is_cut, PythonFrames::TOO_MANY);
     put(&mut state.run.is_begun, 0);
     put(&mut state.run.is_full, 0);
-    repeat(MAX_STEPS, step, &mut Gathering { state: &raw mut *state, layout: &raw const *layout });
-    if state.run.is_begun != 0 {
-        end_run(state, NO_MARK);
-    }
+    1
 }
 
 unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
     // SAFETY: `repeat` hands on what `take` gave it.
     let on = unsafe { &*on.cast::<Gathering>() };
-    // SAFETY: the thread's own state, which nothing else touches meanwhile, and a value of a map that lives as
-    // long as the program runs.
-    let (state, layout) = unsafe { (&mut *on.state, &*on.layout) };
+    answer(python_step(on.state, on.target))
+}
+
+/// One step of the walk in `state`; 1 when it is over. Once for the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn python_step(state: *mut ThreadState, target: u32) -> u64 {
+    // SAFETY: as above.
+    let Some(state) = (unsafe { state.as_mut() }) else { return 1 };
+    let Some(layout) = process::python(target) else { return 1 };
     match state.cursor.step(&DirectMemory, layout) {
         PythonStep::Frame { code_addr, unit, check } => {
             if !begin_run(state) {

@@ -26,3 +26,11 @@ pub fn repeat<T>(most: u32, step: Step, on: &mut T) {
         }
     }
 }
+
+/// The answer of a step, from a function that the verifier looks at by itself. It does not know that this gives only
+/// 0 and 1, as the compiler does, and demands to see it.
+#[inline(always)]
+pub fn answer(is_over: u64) -> i64 {
+    // SAFETY: a local.
+    if unsafe { core::ptr::read_volatile(&raw const is_over) } != 0 { 1 } else { 0 }
+}

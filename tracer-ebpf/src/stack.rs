@@ -10,16 +10,15 @@ use tracer_common::counter::Counter;
 use tracer_common::event::{Kind, MAX_FRAMES, NO_STACK, Stack, stack_id};
 use tracer_common::native::{MAX_STEPS, Registers};
 use tracer_common::probe::Cookie;
-use tracer_common::python::PythonLayout;
 
 use crate::counters::count;
 use crate::emit::{emit_stack, header};
 use crate::maps::STACKS;
 use crate::memory::UserMemory;
 use crate::process::Current;
-use crate::repeat::repeat;
+use crate::repeat::{answer, repeat};
 use crate::state::ThreadState;
-use crate::{code, python};
+use crate::{code, process, python};
 
 /// Different stacks may share a hash: ids tried before giving up.
 const ID_ATTEMPTS: u64 = 4;
@@ -28,15 +27,24 @@ const ID_ATTEMPTS: u64 = 4;
 #[repr(C)]
 struct Walking {
     state: *mut ThreadState,
-    process: Current,
+    target: u32,
+    mapping_count: u32,
 }
 
 unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
     // SAFETY: `repeat` hands on what `take` gave it.
     let on = unsafe { &*on.cast::<Walking>() };
+    answer(walk_step(on.state, on.target, on.mapping_count))
+}
+
+/// One step of the walk in `state`; 1 when it is over. Once for the verifier: see [`crate::process`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_step(state: *mut ThreadState, target: u32, mapping_count: u32) -> u64 {
     // SAFETY: the thread's own state, which nothing else touches during the walk.
-    let state = unsafe { &mut *on.state };
-    i64::from(!state.walk.step(&on.process, &state.python, &mut state.stack.stack))
+    let Some(state) = (unsafe { state.as_mut() }) else { return 1 };
+    let process = Current { memory: UserMemory::new(&raw mut state.window), target, mapping_count };
+    u64::from(!state.walk.step(&process, &state.python, &mut state.stack.stack))
 }
 
 /// Walks the stack from a function's entry into `state` and leaves its id there.
@@ -44,27 +52,26 @@ unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
 pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, state: &mut ThreadState) {
     let memory = UserMemory::new(&raw mut state.window);
     memory.forget();
-    let process = Current::new(memory, cookie.target(), state.stack.stack.image);
+    let target = u32::from(cookie.target());
+    let mapping_count = process::mapping_count(cookie.target(), state.stack.stack.image);
+    // Of an image that user space has not seen, nothing is known.
+    let has_python = mapping_count != 0 && process::python(target).is_some();
     state.python.clear();
     state.stack.stack.codes = 0;
-    if let Some(layout) = process.python() {
-        python::take(layout, state);
+    if has_python {
+        python::take(target, state);
     }
+    let process = Current { memory, target, mapping_count };
     state.walk.begin(&process, at_entry, &state.python);
-    repeat(MAX_STEPS, step, &mut Walking { state: &raw mut *state, process });
+    repeat(MAX_STEPS, step, &mut Walking { state: &raw mut *state, target, mapping_count });
     state.walk.finish(&state.python, &mut state.stack.stack);
-    state.stack_id = intern(context, cookie, process.python(), state);
+    state.stack_id = intern(context, cookie, has_python, state);
 }
 
 /// The id of the stack in `state`. Its record is in the ring before any record that names it: a thread that
 /// finds the stack in the map, but not yet sent by the thread that put it there, sends it as well.
 #[inline(always)]
-fn intern<C: EbpfContext>(
-    context: &C,
-    cookie: Cookie,
-    python: Option<&PythonLayout>,
-    state: &mut ThreadState,
-) -> u64 {
+fn intern<C: EbpfContext>(context: &C, cookie: Cookie, has_python: bool, state: &mut ThreadState) -> u64 {
     let hash = state.walk.hash() ^ state.stack.stack.codes;
     for attempt in 0..ID_ATTEMPTS {
         let id = stack_id(cookie.target(), state.stack.stack.image, hash.wrapping_add(attempt));
@@ -93,7 +100,7 @@ fn intern<C: EbpfContext>(
         let is_sent = unsafe { &raw mut (*known).is_sent };
         // SAFETY: as above.
         if unsafe { read_volatile(is_sent) } == 0 {
-            let has_codes = python.is_none_or(|layout| code::send_new(cookie, layout, state));
+            let has_codes = !has_python || code::send_new(cookie, state);
             // Stamped behind the code objects that it names.
             state.stack.header = header(Kind::Stack, cookie);
             state.stack.id = id;
