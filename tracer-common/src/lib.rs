@@ -1,9 +1,9 @@
 //! What the kernel side and the user side of memtrace agree on, and the pure arithmetic that both run.
 //!
-//! Nothing here does I/O. The eBPF program and the collector share the records ([`event`]), the probe
-//! table and its attach cookies ([`probe`]), the counters of everything that can be lost ([`counter`]), the marks of lost frees ([`lost`])
-//! and the stack walk ([`native`]), which is generic over [`memory::ReadMemory`] so that the code that
-//! runs in the kernel is the code under unit test.
+//! Nothing here does I/O. The eBPF program and the collector share the records ([`event`], [`record`]), the probe
+//! table and its attach cookies ([`probe`]), the counters of everything that can be lost ([`counter`]), the marks of
+//! lost frees ([`lost`]) and the walks of stacks ([`native`], [`python`]), which are generic over
+//! [`memory::ReadMemory`] so that the code that runs in the kernel is the code under unit test.
 #![no_std]
 #![warn(rustdoc::all)]
 
@@ -20,4 +20,5 @@ pub mod memory;
 pub mod native;
 pub mod probe;
 pub mod python;
+pub mod record;
 pub mod unwind_table;

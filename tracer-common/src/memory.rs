@@ -1,4 +1,4 @@
-//! Reading the traced process, as the walkers see it.
+//! Reading the traced process, as the walkers see it, and writing what they keep.
 
 /// Reads words from the memory of the traced process.
 ///
@@ -29,4 +29,12 @@ pub trait ReadMemory {
         }
         true
     }
+}
+
+/// Writes one field. Of fields that are written together, the compiler would make a call of `memset` or
+/// `memcpy`, which go byte by byte in eBPF.
+#[inline(always)]
+pub fn put<T>(field: &mut T, value: T) {
+    // SAFETY: a field of a live reference.
+    unsafe { core::ptr::write_volatile(field, value) };
 }

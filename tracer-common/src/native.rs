@@ -4,115 +4,16 @@
 //! The walk is a step that is repeated, since the kernel side must bound every loop. What is kept between
 //! two steps is a [`Walk`].
 
+mod process;
+mod python_frames;
+
+pub use process::{MAX_MAPPINGS, Mappings, Process};
+pub use python_frames::PythonFrames;
+
 use crate::event::{MAX_FRAMES, Stack, WalkEnd};
 use crate::frame;
-use crate::memory::ReadMemory;
-use crate::unwind_table::{Base, CodeMapping, Rule, Special, Words, rule_at};
-
-/// The executable mappings of a process.
-pub trait Mappings {
-    /// How many there are.
-    fn mapping_count(&self) -> u32;
-
-    /// Mapping `index`, in the order of their addresses.
-    fn mapping(&self, index: u32) -> Option<&CodeMapping>;
-
-    /// Index of the mapping that `addr` is in.
-    #[inline(always)]
-    fn index_of(&self, addr: u64) -> Option<u32> {
-        let mut low = 0;
-        let mut high = self.mapping_count();
-        for _ in 0..MAPPING_STEPS {
-            if low >= high {
-                break;
-            }
-            let middle = low + (high - low) / 2;
-            let mapping = self.mapping(middle)?;
-            if addr < mapping.start_addr {
-                high = middle;
-            } else if addr >= mapping.end_addr {
-                low = middle + 1;
-            } else {
-                return Some(middle);
-            }
-        }
-        None
-    }
-
-    /// The mapping that `addr` is in.
-    #[inline(always)]
-    fn find(&self, addr: u64) -> Option<&CodeMapping> {
-        self.mapping(self.index_of(addr)?)
-    }
-}
-
-impl Mappings for [CodeMapping] {
-    fn mapping_count(&self) -> u32 {
-        self.len() as u32
-    }
-
-    fn mapping(&self, index: u32) -> Option<&CodeMapping> {
-        self.get(index as usize)
-    }
-}
-
-/// What a walk asks of the process.
-pub trait Process: ReadMemory + Words {
-    /// The executable mapping that `addr` is in.
-    fn mapping_of(&self, addr: u64) -> Option<&CodeMapping>;
-
-    /// The rule in force at `addr`, which lies in `mapping`.
-    #[inline(always)]
-    fn rule(&self, mapping: &CodeMapping, addr: u64) -> Rule {
-        rule_at(self, mapping, addr)
-    }
-
-    /// The return address that a return probe (of whatever tracer) found at `slot_addr`, where it put the
-    /// address of its `trampoline`.
-    fn probed_return_addr(&self, slot_addr: u64, trampoline: u64) -> Option<u64>;
-
-    /// Whether `addr` is in the interpreter's evaluation loop; asked only for versions of CPython that keep
-    /// no mark on the stack.
-    fn is_evaluator(&self, addr: u64) -> bool;
-}
-
-/// The frames of CPython, innermost first, as they were found from the thread's state.
-///
-/// Each run of frames, which one invocation of the evaluation loop executes, begins with a word of its own:
-/// bits 0-47 the address of the mark that this invocation keeps on the stack (0 = none), bits 48-63 the
-/// number of frames. Behind it are the words of the frames.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct PythonFrames {
-    /// Number of words.
-    pub count: u64,
-    /// Not 0 where there may be more: [`PythonFrames::TOO_MANY`] or [`PythonFrames::UNREADABLE`].
-    pub is_cut: u64,
-    /// The words.
-    pub words: [u64; MAX_FRAMES],
-}
-
-impl PythonFrames {
-    /// There was no room for all.
-    pub const TOO_MANY: u64 = 1;
-    /// Memory could not be read, or was not what it should be.
-    pub const UNREADABLE: u64 = 2;
-
-    /// Takes all out.
-    #[inline(always)]
-    pub fn clear(&mut self) {
-        put(&mut self.count, 0);
-        put(&mut self.is_cut, 0);
-    }
-
-    /// The word that begins a run.
-    #[inline(always)]
-    pub const fn run(mark_addr: u64, frames: u64) -> u64 {
-        mark_addr & MARK_BITS | frames << 48
-    }
-}
-
-const MARK_BITS: u64 = (1 << 48) - 1;
+use crate::memory::put;
+use crate::unwind_table::{Base, CodeMapping, Rule, Special};
 
 /// Registers that the walk needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,12 +33,6 @@ const FRAME_POINTER_REACH: u64 = 1 << 11;
 const UCONTEXT_RBP: u64 = 120;
 const UCONTEXT_RSP: u64 = 160;
 const UCONTEXT_RIP: u64 = 168;
-
-/// Halvings that find one of so many mappings.
-const MAPPING_STEPS: u32 = 15;
-
-/// Most executable mappings of a process that a walk can tell apart.
-pub const MAX_MAPPINGS: u32 = (1 << MAPPING_STEPS) - 1;
 
 /// Most steps of a walk: a native frame takes one, or two where Python frames come before it, and a Python
 /// frame one. The rest is for the words of frames without a table.
@@ -513,8 +408,8 @@ impl Walk {
         }
         let run = python.words[at];
         self.has_run = 1;
-        self.mark_addr = run & MARK_BITS;
-        self.run_left = run >> 48;
+        self.mark_addr = PythonFrames::mark_addr_of(run);
+        self.run_left = PythonFrames::frames_of(run);
         self.python_at += 1;
     }
 
@@ -558,14 +453,6 @@ impl Walk {
         self.end = if is_whole && is_left { WalkEnd::PythonUnplaced as u64 } else { end as u64 };
         self.phase = Phase::Rest as u64;
     }
-}
-
-/// Writes one field. Of fields that are written together, the compiler would make a call of `memset` or
-/// `memcpy`, which go byte by byte in eBPF.
-#[inline(always)]
-pub fn put<T>(field: &mut T, value: T) {
-    // SAFETY: a field of a live reference.
-    unsafe { core::ptr::write_volatile(field, value) };
 }
 
 const NO_MAPPING: CodeMapping = CodeMapping {

@@ -5,7 +5,8 @@ use core::ptr::read_volatile;
 
 use tracer_common::event::MAX_FRAMES;
 use tracer_common::frame;
-use tracer_common::native::{PythonFrames, put};
+use tracer_common::memory::put;
+use tracer_common::native::PythonFrames;
 use tracer_common::python::PythonStep;
 
 use crate::maps::CODE_DEATHS;
@@ -26,21 +27,6 @@ const NO_MARK: u64 = 1;
 struct Gathering {
     state: *mut ThreadState,
     target: u32,
-}
-
-/// The run whose frames are being taken. In the map: of numbers on the stack the verifier would follow each
-/// value that a step leaves to the next.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Run {
-    /// Index of the word that begins it.
-    start: u64,
-    /// Frames of it.
-    frames: u64,
-    /// Not 0 inside a run.
-    is_begun: u64,
-    /// 1 where there is no room for more frames.
-    is_full: u64,
 }
 
 /// Takes the Python frames of the current thread, which is of target number `target`, into `state`.

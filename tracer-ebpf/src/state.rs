@@ -5,7 +5,6 @@ use tracer_common::native::{PythonFrames, Walk};
 use tracer_common::python::{CodeFacts, CodeWords, PythonCursor};
 
 use crate::memory::Window;
-use crate::python::Run;
 
 /// The outermost traced call that a thread is in, from its entry to its return.
 #[repr(C)]
@@ -50,4 +49,19 @@ pub struct ThreadState {
     pub code_facts: CodeFacts,
     /// The part of the thread's stack that was read last.
     pub window: Window,
+}
+
+/// The run whose frames are being taken. In the map: of numbers on the stack the verifier would follow each
+/// value that a step leaves to the next.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Run {
+    /// Index of the word that begins it.
+    pub start: u64,
+    /// Frames of it.
+    pub frames: u64,
+    /// Not 0 inside a run.
+    pub is_begun: u64,
+    /// 1 where there is no room for more frames.
+    pub is_full: u64,
 }

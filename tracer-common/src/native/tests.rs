@@ -3,7 +3,8 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
-use crate::unwind_table::{Geometry, PAGE_BYTES, wide_word};
+use crate::memory::ReadMemory;
+use crate::unwind_table::{Geometry, PAGE_BYTES, Words, wide_word};
 
 /// A process whose code is one page at `CODE`, with a rule for each byte, and whose stack begins at `STACK`.
 struct Made {

@@ -5,8 +5,7 @@ use core::ptr::read_volatile;
 use super::PythonLayout;
 use crate::code::TextKind;
 use crate::frame::{NO_UNIT_YET, UNKNOWN_UNIT};
-use crate::memory::ReadMemory;
-use crate::native::put;
+use crate::memory::{ReadMemory, put};
 
 /// Bit of `co_flags`: a function's code (CPython `Include/cpython/code.h`).
 const CO_OPTIMIZED: u64 = 1;

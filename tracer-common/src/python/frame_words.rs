@@ -9,8 +9,7 @@
 use core::ptr::read_volatile;
 
 use super::{Flavor, PythonLayout};
-use crate::memory::ReadMemory;
-use crate::native::put;
+use crate::memory::{ReadMemory, put};
 
 /// Words that there is room for; one fewer is read.
 const ROOM: usize = 128;

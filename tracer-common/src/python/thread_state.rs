@@ -7,8 +7,7 @@
 //! states are found among all by the thread's number, the newest interpreter's first: it runs innermost.
 
 use super::{Flavor, PythonCursor, PythonLayout, PythonStep, ThreadLayout, ThreadStorage};
-use crate::memory::ReadMemory;
-use crate::native::put;
+use crate::memory::{ReadMemory, put};
 
 /// Most thread states and interpreters that are looked at to find the other states of a thread.
 const MAX_LOOKS: u32 = 64;

@@ -1,6 +1,6 @@
 //! Raw records to events. Total: what is no record is counted.
 
-use tracer_common::event::Record;
+use tracer_common::record::Record;
 
 use crate::model::{Event, RawStack};
 

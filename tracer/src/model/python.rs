@@ -3,7 +3,7 @@
 use tracer_common::code::{
     CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, MAX_TABLE_BYTES, SMALL_TABLE_BYTES, TextKind,
 };
-use tracer_common::event::Code;
+use tracer_common::record::Code;
 
 /// What stands for the rest of a text that was too long to be read whole.
 const ELLIPSIS: char = '…';
@@ -136,7 +136,8 @@ impl PythonText {
 
 #[cfg(test)]
 mod tests {
-    use tracer_common::event::{Header, Kind, Record};
+    use tracer_common::event::{Header, Kind};
+    use tracer_common::record::Record;
 
     use super::*;
 

@@ -2,9 +2,10 @@
 
 use std::io::{self, Read, Write};
 
-use tracer_common::event::{Header, Record};
+use tracer_common::event::Header;
 use tracer_common::frame::{self, NO_UNIT_YET, UNKNOWN_UNIT};
 use tracer_common::probe::Function;
+use tracer_common::record::Record;
 
 use super::format::{EventBatch, Mappings, NamedPlace, NewTarget, RecordingHeader};
 use super::read::{Reader, Section};

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tracer_common::event::Record;
+use tracer_common::record::Record;
 
 use crate::model::{CodeAddr, Coverage, Frame, Loss, Mapping, Mode, Target};
 

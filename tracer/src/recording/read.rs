@@ -3,7 +3,7 @@
 use std::io::{self, BufReader, Read};
 
 use serde::de::DeserializeOwned;
-use tracer_common::event::Record;
+use tracer_common::record::Record;
 
 use super::damage::{Damage, RecordingError};
 use super::format::{
