@@ -29,7 +29,7 @@ pub enum Kind {
     Fork = 7,
     /// [`DoubtRecord`], by user space.
     Doubt = 8,
-    /// [`CodeHeader`] and what lies behind it.
+    /// [`crate::code::CodeHeader`] and what lies behind it.
     Code = 9,
 }
 
@@ -166,8 +166,8 @@ pub struct Stack {
     pub end: u16,
     /// Index of the target: the same addresses mean something else in another process.
     pub target: u16,
-    /// All the [`CodeHeader::check`]s of the Python frames folded into one: the same addresses are another
-    /// stack when other code objects lie there.
+    /// All the [`check`](crate::code::CodeHeader::check)s of the Python frames folded into one: the same addresses
+    /// are another stack when other code objects lie there.
     pub codes: u64,
     /// `frames[0]` is the return address into the allocator's caller.
     pub frames: [u64; MAX_FRAMES],

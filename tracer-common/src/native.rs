@@ -4,9 +4,11 @@
 //! The walk is a step that is repeated, since the kernel side must bound every loop. What is kept between
 //! two steps is a [`Walk`].
 
+mod known_rules;
 mod process;
 mod python_frames;
 
+use known_rules::KnownRules;
 pub use process::{MAX_MAPPINGS, Mappings, Process};
 pub use python_frames::PythonFrames;
 
@@ -38,6 +40,9 @@ const UCONTEXT_RIP: u64 = 168;
 /// frame one. The rest is for the words of frames without a table.
 pub const MAX_STEPS: u32 = 5 * MAX_FRAMES as u32;
 
+/// Python frames that one step takes, where a run has so many.
+const AT_ONCE: usize = 8;
+
 /// No frame was crossed without a table.
 const NOT_GUESSED: u64 = u64::MAX;
 
@@ -67,6 +72,8 @@ pub struct Walk {
     is_interrupted: u64,
     /// The mapping that was looked up last.
     mapping: CodeMapping,
+    /// [`Process::generation`] at the begin.
+    generation: u64,
     phase: u64,
     /// Stack pointer in the native frame that stands for the run being taken.
     run_sp: u64,
@@ -92,6 +99,8 @@ pub struct Walk {
     end: u64,
     /// Hash of the frames taken.
     hash: u64,
+    /// Rules that earlier walks have found.
+    known_rules: KnownRules,
 }
 
 impl Walk {
@@ -102,6 +111,7 @@ impl Walk {
         pc: 0,
         is_interrupted: 0,
         mapping: NO_MAPPING,
+        generation: 0,
         phase: Phase::Native as u64,
         run_sp: 0,
         python_at: 0,
@@ -115,6 +125,7 @@ impl Walk {
         count: 0,
         end: 0,
         hash: 0,
+        known_rules: KnownRules::NONE,
     };
 
     /// Hash of the frames taken and of how the walk ended.
@@ -136,6 +147,7 @@ impl Walk {
         // What was mapped at the last walk need not be.
         put(&mut self.mapping.start_addr, 0);
         put(&mut self.mapping.end_addr, 0);
+        put(&mut self.generation, process.generation());
         put(&mut self.python_at, 0);
         self.look_at_run(python);
         self.bp = at_entry.bp;
@@ -185,18 +197,23 @@ impl Walk {
         let is_interrupted = self.is_interrupted != 0;
         // A call may be the last instruction of a function: the byte before its return address is in it.
         let addr = if is_interrupted { self.pc } else { self.pc.wrapping_sub(1) };
-        if addr < self.mapping.start_addr || addr >= self.mapping.end_addr {
-            match process.mapping_of(addr) {
-                Some(found) => self.remember(found),
-                None => {
-                    put(&mut self.mapping.start_addr, 0);
-                    put(&mut self.mapping.end_addr, 0);
-                }
+        let may_be_known = !is_interrupted && self.guessed_count == NOT_GUESSED;
+        let mut rule = Rule::NONE;
+        if may_be_known {
+            rule = self.known_rules.of(addr, self.generation);
+        }
+        let is_known_rule = rule != Rule::NONE;
+        if !is_known_rule {
+            self.turn_to(process, addr);
+        }
+        let is_mapped = is_known_rule || self.mapping.end_addr != 0;
+        let has_table = is_mapped && self.mapping.table != CodeMapping::NO_TABLE;
+        if !is_known_rule && has_table {
+            rule = process.rule(&self.mapping, addr);
+            if may_be_known && self.mapping.mark == 0 {
+                self.known_rules.keep(addr, self.generation, rule);
             }
         }
-        let is_mapped = self.mapping.end_addr != 0;
-        let has_table = is_mapped && self.mapping.table != CodeMapping::NO_TABLE;
-        let rule = if has_table { process.rule(&self.mapping, addr) } else { Rule::NONE };
         if rule != Rule::NONE && self.guessed_count != NOT_GUESSED {
             self.phase = Phase::Scan as u64;
             return;
@@ -295,7 +312,8 @@ impl Walk {
             self.phase = Phase::Run as u64;
         } else {
             self.push(word, stack);
-            let begins_coroutines = is_mapped && self.mapping.mark == CodeMapping::BEGINS_COROUTINES;
+            let begins_coroutines =
+                !is_known_rule && is_mapped && self.mapping.mark == CodeMapping::BEGINS_COROUTINES;
             if begins_coroutines && self.has_run == 0 && python.count != 0 {
                 self.end(WalkEnd::Complete);
             }
@@ -332,6 +350,21 @@ impl Walk {
         self.scan_addr = self.scan_addr.wrapping_add(8);
         if word > self.mapping.start_addr && word <= self.mapping.end_addr {
             self.end_at_guess();
+        }
+    }
+
+    /// Looks up the mapping that `addr` is in.
+    #[inline(always)]
+    fn turn_to(&mut self, process: &impl Process, addr: u64) {
+        if addr >= self.mapping.start_addr && addr < self.mapping.end_addr {
+            return;
+        }
+        match process.mapping_of(addr) {
+            Some(found) => self.remember(found),
+            None => {
+                put(&mut self.mapping.start_addr, 0);
+                put(&mut self.mapping.end_addr, 0);
+            }
         }
     }
 
@@ -390,6 +423,20 @@ impl Walk {
                 self.phase = Phase::Native as u64;
             }
             return true;
+        }
+        let count = self.count as usize;
+        if self.run_left >= AT_ONCE as u64 && at <= MAX_FRAMES - AT_ONCE && count <= MAX_FRAMES - AT_ONCE {
+            let mut hash = self.hash;
+            for index in 0..AT_ONCE {
+                let word = python.words[at + index];
+                put(&mut stack.frames[count + index], word);
+                hash = folded(hash, word);
+            }
+            self.hash = hash;
+            self.count += AT_ONCE as u64;
+            self.python_at += AT_ONCE as u64;
+            self.run_left -= AT_ONCE as u64;
+            return self.count < MAX_FRAMES as u64;
         }
         self.push(python.words[at], stack);
         self.python_at += 1;

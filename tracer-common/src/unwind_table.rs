@@ -222,13 +222,14 @@ impl CodeMapping {
     /// does: behind the last Python frame, what lies further out is another coroutine's.
     pub const BEGINS_COROUTINES: u32 = 1;
 
-    /// What stands before the mappings of a target: how many there are, and which image of the process has
-    /// them ([`crate::event::Stack::image`]), in `table` and `mark`.
-    pub const fn header(count: u32, image: u8) -> Self {
+    /// What stands before the mappings of a target: how many there are, which image of the process has
+    /// them ([`crate::event::Stack::image`]), and a number that no earlier ones had, in `table`, `mark` and
+    /// `file_offset`.
+    pub const fn header(count: u32, image: u8, generation: u64) -> Self {
         Self {
             start_addr: 0,
             end_addr: 0,
-            file_offset: 0,
+            file_offset: generation,
             table: count,
             mark: image as u32,
             geometry: Geometry { first_page: 0, rows_at: 0, wide_at: 0, words: 0 },

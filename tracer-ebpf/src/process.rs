@@ -65,15 +65,21 @@ pub struct Current {
     pub target: u32,
     /// Number of its executable mappings.
     pub mapping_count: u32,
+    /// See [`Process::generation`].
+    pub generation: u64,
 }
 
-/// How many executable mappings are known of target number `target`, which runs `image`. Until user space has seen a
-/// new image there are none.
-#[inline(always)]
-pub fn mapping_count(target: u16, image: u8) -> u32 {
-    match MAPPINGS.get_value(target.into(), &0) {
-        Some(header) if header.mark == u32::from(image) => header.table,
-        _ => 0,
+impl Current {
+    /// Target number `target`, which runs `image`. Until user space has seen a new image, nothing is known of its
+    /// mappings.
+    #[inline(always)]
+    pub fn new(memory: UserMemory, target: u16, image: u8) -> Self {
+        let target = u32::from(target);
+        let (mapping_count, generation) = match MAPPINGS.get_value(target, &0) {
+            Some(header) if header.mark == u32::from(image) => (header.table, header.file_offset),
+            _ => (0, u64::MAX),
+        };
+        Self { memory, target, mapping_count, generation }
     }
 }
 
@@ -98,6 +104,11 @@ impl Words for Current {
 }
 
 impl Process for Current {
+    #[inline(always)]
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
     #[inline(always)]
     fn mapping_of(&self, addr: u64) -> Option<&CodeMapping> {
         let index = find_mapping(self.target, self.mapping_count, addr);

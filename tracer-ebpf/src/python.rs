@@ -7,7 +7,7 @@ use tracer_common::event::MAX_FRAMES;
 use tracer_common::frame;
 use tracer_common::memory::put;
 use tracer_common::native::PythonFrames;
-use tracer_common::python::PythonStep;
+use tracer_common::python::{PythonLayout, PythonStep};
 
 use crate::maps::CODE_DEATHS;
 use crate::memory::DirectMemory;
@@ -18,6 +18,9 @@ use crate::{process, task};
 /// Most steps: a frame takes one, the end of a run another, and there are frames that are none. There are more
 /// than there is room for, since only the last frame of a run tells its place: 1,000 is CPython's own limit.
 const MAX_STEPS: u32 = 1100;
+
+/// Steps that are taken in one turn of the loop, which takes a while by itself.
+const AT_ONCE: u32 = 4;
 
 /// A mark that no frame has.
 const NO_MARK: u64 = 1;
@@ -35,7 +38,7 @@ pub fn take(target: u32, state: &mut ThreadState) {
     if python_start(&raw mut *state, target) == 0 {
         return;
     }
-    repeat(MAX_STEPS, step, &mut Gathering { state: &raw mut *state, target });
+    repeat(MAX_STEPS / AT_ONCE, step, &mut Gathering { state: &raw mut *state, target });
     if state.run.is_begun != 0 {
         end_run(state, NO_MARK);
     }
@@ -74,21 +77,32 @@ unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
     answer(python_step(on.state, on.target))
 }
 
-/// One step of the walk in `state`; 1 when it is over. Once for the verifier too.
+/// Takes some frames of the walk in `state`; 1 when it is over. Once for the verifier too.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn python_step(state: *mut ThreadState, target: u32) -> u64 {
     // SAFETY: as above.
     let Some(state) = (unsafe { state.as_mut() }) else { return 1 };
     let Some(layout) = process::python(target) else { return 1 };
+    for _ in 0..AT_ONCE {
+        if is_over(state, layout) {
+            return 1;
+        }
+    }
+    0
+}
+
+/// Takes one frame, or what stands between two.
+#[inline(always)]
+fn is_over(state: &mut ThreadState, layout: &PythonLayout) -> bool {
     match state.cursor.step(&DirectMemory, layout) {
         PythonStep::Frame { code_addr, unit, check } => {
             if !begin_run(state) {
-                return 1;
+                return true;
             }
             if !push(state, frame::python(code_addr, unit)) {
                 put(&mut state.run.is_full, 1);
-                return 0;
+                return false;
             }
             state.run.frames += 1;
             let codes = &mut state.stack.stack.codes;
@@ -96,25 +110,25 @@ extern "C" fn python_step(state: *mut ThreadState, target: u32) -> u64 {
         }
         PythonStep::EndOfRun { mark_addr } => {
             if !begin_run(state) {
-                return 1;
+                return true;
             }
             end_run(state, mark_addr);
             put(&mut state.run.is_begun, 0);
             if state.run.is_full != 0 {
-                return 1;
+                return true;
             }
         }
         PythonStep::Skip => {}
         PythonStep::End => {
             put(&mut state.python.is_cut, 0);
-            return 1;
+            return true;
         }
         PythonStep::Lost => {
             put(&mut state.python.is_cut, PythonFrames::UNREADABLE);
-            return 1;
+            return true;
         }
     }
-    0
+    false
 }
 
 /// Keeps a word for the begin of a run, unless one has begun; false when there is no room.

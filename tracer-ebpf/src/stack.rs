@@ -43,7 +43,9 @@ unsafe extern "C" fn step(_: u32, on: *mut c_void) -> i64 {
 extern "C" fn walk_step(state: *mut ThreadState, target: u32, mapping_count: u32) -> u64 {
     // SAFETY: the thread's own state, which nothing else touches during the walk.
     let Some(state) = (unsafe { state.as_mut() }) else { return 1 };
-    let process = Current { memory: UserMemory::new(&raw mut state.window), target, mapping_count };
+    let memory = UserMemory::new(&raw mut state.window);
+    // The walk has asked for the generation when it began.
+    let process = Current { memory, target, mapping_count, generation: 0 };
     u64::from(!state.walk.step(&process, &state.python, &mut state.stack.stack))
 }
 
@@ -52,8 +54,8 @@ extern "C" fn walk_step(state: *mut ThreadState, target: u32, mapping_count: u32
 pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, state: &mut ThreadState) {
     let memory = UserMemory::new(&raw mut state.window);
     memory.forget();
-    let target = u32::from(cookie.target());
-    let mapping_count = process::mapping_count(cookie.target(), state.stack.stack.image);
+    let process = Current::new(memory, cookie.target(), state.stack.stack.image);
+    let Current { target, mapping_count, .. } = process;
     // Of an image that user space has not seen, nothing is known.
     let has_python = mapping_count != 0 && process::python(target).is_some();
     state.python.clear();
@@ -61,7 +63,6 @@ pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, st
     if has_python {
         python::take(target, state);
     }
-    let process = Current { memory, target, mapping_count };
     state.walk.begin(&process, at_entry, &state.python);
     repeat(MAX_STEPS, step, &mut Walking { state: &raw mut *state, target, mapping_count });
     state.walk.finish(&state.python, &mut state.stack.stack);

@@ -58,6 +58,9 @@ impl Mappings for [CodeMapping] {
 
 /// What a walk asks of the process.
 pub trait Process: ReadMemory + Words {
+    /// Another number whenever the mappings are others than before, never 0.
+    fn generation(&self) -> u64;
+
     /// The executable mapping that `addr` is in.
     fn mapping_of(&self, addr: u64) -> Option<&CodeMapping>;
 

@@ -66,6 +66,10 @@ impl Words for Made {
 }
 
 impl Process for Made {
+    fn generation(&self) -> u64 {
+        1
+    }
+
     fn mapping_of(&self, addr: u64) -> Option<&CodeMapping> {
         self.mappings.find(addr)
     }

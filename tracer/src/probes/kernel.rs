@@ -116,6 +116,8 @@ pub struct Kernel {
     tables: MapData,
     mappings: MapData,
     pythons: MapData,
+    /// Number of the mappings that were put last.
+    generation: u64,
     lost_frees: LostFrees,
 }
 
@@ -163,6 +165,7 @@ impl Kernel {
             tables,
             mappings,
             pythons,
+            generation: 0,
             lost_frees,
         })
     }
@@ -303,7 +306,8 @@ impl Kernel {
         mappings: &[CodeMapping],
     ) -> Result<(), KernelError> {
         let mappings = &mappings[..mappings.len().min(MAX_MAPPINGS as usize)];
-        let mut entries = vec![CodeMapping::header(mappings.len() as u32, image)];
+        self.generation += 1;
+        let mut entries = vec![CodeMapping::header(mappings.len() as u32, image, self.generation)];
         entries.extend_from_slice(mappings);
         inner_map::put(self.mappings.fd().as_fd(), target.into(), &entries)
             .map_err(|source| KernelError::Table { words: size_of_val(&*entries) / 8, source })

@@ -83,6 +83,10 @@ impl<M: Fn(u64) -> Option<u64>> Words for Kept<'_, M> {
 }
 
 impl<M: Fn(u64) -> Option<u64>> Process for Kept<'_, M> {
+    fn generation(&self) -> u64 {
+        1
+    }
+
     fn mapping_of(&self, addr: u64) -> Option<&CodeMapping> {
         self.mappings.find(addr)
     }

@@ -89,6 +89,10 @@ impl Words for Live {
 }
 
 impl Process for Live {
+    fn generation(&self) -> u64 {
+        1
+    }
+
     fn mapping_of(&self, addr: u64) -> Option<&CodeMapping> {
         self.mappings.find(addr)
     }
