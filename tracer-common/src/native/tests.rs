@@ -13,6 +13,7 @@ struct Made {
     mappings: Vec<CodeMapping>,
     probed: HashMap<u64, u64>,
     evaluator: core::ops::Range<u64>,
+    generation: u64,
 }
 
 const CODE: u64 = 0x40_0000;
@@ -36,7 +37,7 @@ impl Made {
             mark: 0,
             geometry,
         };
-        Self { stack, table, mappings: vec![mapping], probed: HashMap::new(), evaluator: 0..0 }
+        Self { stack, table, mappings: vec![mapping], probed: HashMap::new(), evaluator: 0..0, generation: 1 }
     }
 
     fn walked(&self, bp: u64) -> (Vec<u64>, WalkEnd) {
@@ -67,7 +68,7 @@ impl Words for Made {
 
 impl Process for Made {
     fn generation(&self) -> u64 {
-        1
+        self.generation
     }
 
     fn mapping_of(&self, addr: u64) -> Option<&CodeMapping> {
@@ -290,4 +291,28 @@ fn damage_ends_in_a_stack() {
         let (frames, _) = made.walked_with(slot(next() % 64), &python);
         assert!(frames.len() <= MAX_FRAMES);
     }
+}
+
+#[test]
+fn a_rule_that_an_earlier_walk_found_holds_until_the_mappings_change() {
+    let outermost = (30, Rule::OUTERMOST);
+    let short = Made::new(vec![after(10), after(30), 0], &[(10, rule(Base::Rsp, 8, 0)), outermost]);
+    let long = Made::new(vec![after(10), 1, after(30), 0], &[(10, rule(Base::Rsp, 16, 0)), outermost]);
+    let mut kept = Walk::IDLE;
+    let mut walked = |made: &Made| {
+        let python = PythonFrames { count: 0, is_cut: 0, words: [0; MAX_FRAMES] };
+        let mut stack =
+            Stack { count: 9, is_sent: 0, image: 0, end: 9, target: 0, codes: 0, frames: [0; MAX_FRAMES] };
+        kept.begin(made, Registers { sp: STACK, bp: 0 }, &python);
+        while kept.step(made, &python, &mut stack) {}
+        kept.finish(&python, &mut stack);
+        (stack.frames[..stack.count as usize].to_vec(), WalkEnd::from_number(stack.end).unwrap())
+    };
+    let whole = (vec![after(10), after(30)], WalkEnd::Complete);
+    assert_eq!(walked(&short), whole);
+    assert_eq!(walked(&short), whole);
+    // Other code in the same place, of which the walk has not been told.
+    assert_ne!(walked(&long), whole);
+    assert_eq!(walked(&Made { generation: 2, ..long }), whole);
+    assert_eq!(walked(&Made { generation: 3, ..short }), whole);
 }
