@@ -87,6 +87,9 @@ pub struct Agreement {
     pub wrong: Vec<String>,
     /// The last frame and the reason of what was cut, and how many were.
     pub cuts: BTreeMap<String, usize>,
+    /// One text for each stack of which gdb itself says that it lost its way. Its innermost frames are compared all
+    /// the same.
+    pub lost_by_gdb: Vec<String>,
 }
 
 impl Sum for Blocks {
@@ -166,7 +169,7 @@ impl Agreement {
                 }
             }
             if let Some(why) = &hit.cut {
-                agreement.wrong.push(format!("gdb: {why}: {} bytes {}", hit.bytes, line(&stack)));
+                agreement.lost_by_gdb.push(format!("{why}: {} bytes {}", hit.bytes, line(&stack)));
             }
             let blocks = truth.entry(stack).or_default();
             blocks.count += 1;

@@ -102,6 +102,12 @@ fn compare_command(program: &Path) -> Agreement {
 
 /// Prints the summary and checks that nothing is wrong; and the share of what is equal, which it gives.
 fn check(name: &str, agreement: &Agreement) -> f64 {
+    assert!(agreement.lost_by_gdb.is_empty(), "{name}: gdb: {:?}", agreement.lost_by_gdb);
+    check_where_gdb_guesses(name, agreement)
+}
+
+/// The same where the code says nothing of unwinding, so that gdb goes by what it makes of the instructions.
+fn check_where_gdb_guesses(name: &str, agreement: &Agreement) -> f64 {
     println!("{}", agreement.summary(name));
     for (count, text) in agreement.wrong_kinds().into_iter().take(SHOWN) {
         println!("    {count} wrong: {text}");
@@ -277,6 +283,13 @@ fn stacks_of_static_programs_are_those_of_gdb() {
         let plan = Plan::planted();
         let case =
             Case { program: &program, arguments: &[], before: &[], commands: &["go"], plan, unloaded: None };
-        check(&format!("{compiler} {}", flags[0]), &case.compare());
+        let (name, agreement) = (format!("{compiler} {}", flags[0]), case.compare());
+        if compiler == "musl-gcc" {
+            // No stack is whole: that musl is built without unwind information.
+            check_where_gdb_guesses(&name, &agreement);
+            assert_eq!(agreement.cut.values().sum::<usize>(), agreement.all(), "{name}");
+        } else {
+            check(&name, &agreement);
+        }
     }
 }
