@@ -257,6 +257,30 @@ fn python_frames_take_the_place_of_the_interpreter() {
 }
 
 #[test]
+fn runs_of_every_length_are_taken_whole_and_in_order() {
+    let rules = [(10, rule(Base::Rsp, 16, 0)), (20, Rule::OUTERMOST)];
+    let made = Made::new(vec![after(10), 0, after(20)], &rules);
+    for frames in 1..MAX_FRAMES as u64 - 1 {
+        let words: Vec<u64> = (1..=frames).map(python).collect();
+        let mut run = vec![PythonFrames::run(slot(1), frames)];
+        run.extend(&words);
+        let (seen, end) = made.walked_with(0, &run);
+        let whole: Vec<u64> = words.into_iter().chain([after(20)]).collect();
+        assert_eq!((seen, end), (whole, WalkEnd::Complete), "{frames} frames");
+    }
+}
+
+#[test]
+fn a_zero_below_code_without_a_table_is_not_the_end_of_a_thread() {
+    // rbp is a number of a caller's that points into the stack: behind it lies no return address, but 0.
+    let (jit, table) = (0x9_0000, CodeMapping::NO_TABLE);
+    let mut made = Made::new(vec![after(5), jit, 7, 0, 0], &[(5, rule(Base::Rsp, 8, 0))]);
+    let code = CodeMapping { start_addr: jit - 8, end_addr: jit + 8, table, ..CodeMapping::default() };
+    made.mappings.insert(0, code);
+    assert_eq!(made.walked(slot(2)), (vec![after(5), jit], WalkEnd::NoUnwindInfo));
+}
+
+#[test]
 fn a_coroutine_ends_where_its_library_begins_it() {
     // evaluator 10, the library 20, and what was left there by another coroutine
     let rules = [(10, rule(Base::Rsp, 16, 0)), (20, rule(Base::Rsp, 8, 0)), (30, Rule::OUTERMOST)];
