@@ -138,18 +138,7 @@ impl Walk {
     /// that cannot be read.
     #[inline(always)]
     pub fn begin(&mut self, process: &impl Process, at_entry: Registers, python: &PythonFrames) -> bool {
-        put(&mut self.count, 0);
-        put(&mut self.end, WalkEnd::TooDeep as u64);
-        put(&mut self.hash, 0);
-        put(&mut self.guessed_count, NOT_GUESSED);
-        put(&mut self.phase, Phase::Native as u64);
-        put(&mut self.is_interrupted, 0);
-        // What was mapped at the last walk need not be.
-        put(&mut self.mapping.start_addr, 0);
-        put(&mut self.mapping.end_addr, 0);
-        put(&mut self.generation, process.generation());
-        put(&mut self.python_at, 0);
-        self.look_at_run(python);
+        self.reset(process, python);
         self.bp = at_entry.bp;
         self.sp = at_entry.sp.wrapping_add(8);
         match process.read_word(at_entry.sp) {
@@ -163,6 +152,32 @@ impl Walk {
                 false
             }
         }
+    }
+
+    /// Begins at any instruction, which is the first frame.
+    #[inline(always)]
+    pub fn begin_at(&mut self, process: &impl Process, pc: u64, at: Registers, python: &PythonFrames) {
+        self.reset(process, python);
+        self.bp = at.bp;
+        self.sp = at.sp;
+        self.pc = pc;
+        self.is_interrupted = 1;
+    }
+
+    #[inline(always)]
+    fn reset(&mut self, process: &impl Process, python: &PythonFrames) {
+        put(&mut self.count, 0);
+        put(&mut self.end, WalkEnd::TooDeep as u64);
+        put(&mut self.hash, 0);
+        put(&mut self.guessed_count, NOT_GUESSED);
+        put(&mut self.phase, Phase::Native as u64);
+        put(&mut self.is_interrupted, 0);
+        // What was mapped at the last walk need not be.
+        put(&mut self.mapping.start_addr, 0);
+        put(&mut self.mapping.end_addr, 0);
+        put(&mut self.generation, process.generation());
+        put(&mut self.python_at, 0);
+        self.look_at_run(python);
     }
 
     /// Takes one frame, or prepares to; false when the walk is over.
@@ -197,7 +212,7 @@ impl Walk {
         let is_interrupted = self.is_interrupted != 0;
         // A call may be the last instruction of a function: the byte before its return address is in it.
         let addr = if is_interrupted { self.pc } else { self.pc.wrapping_sub(1) };
-        let may_be_known = !is_interrupted && self.guessed_count == NOT_GUESSED;
+        let may_be_known = self.guessed_count == NOT_GUESSED;
         let mut rule = Rule::NONE;
         if may_be_known {
             rule = self.known_rules.of(addr, self.generation);

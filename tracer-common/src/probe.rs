@@ -36,6 +36,10 @@ pub enum Action {
     SetBreak,
     /// `__cxa_throw`: leaves the calls that the thread is in without their returning.
     Throw,
+    /// No call: at an instruction of pymalloc a block has been taken from its pool. See [`BlockPlace`].
+    TakeFromPool,
+    /// No call: at an instruction of pymalloc a block has been put back into its pool.
+    PutIntoPool,
 }
 
 /// Where an allocating function puts the address.
@@ -158,6 +162,9 @@ functions! {
     Sbrk "sbrk" Mmap Action::MoveBreak;
     Brk "brk" Mmap Action::SetBreak;
     CxaThrow "__cxa_throw" Malloc Action::Throw;
+    PymallocPop "pymalloc pop" PyObject Action::TakeFromPool;
+    PymallocFresh "pymalloc fresh pool" PyObject Action::TakeFromPool;
+    PymallocPush "pymalloc push" PyObject Action::PutIntoPool;
 }
 
 impl Function {
@@ -175,6 +182,7 @@ impl Function {
     pub const fn ending(self) -> Ending {
         match self {
             Self::Free | Self::CxaThrow => Ending::Unseen,
+            Self::PymallocPop | Self::PymallocFresh | Self::PymallocPush => Ending::Unseen,
             Self::OperatorNew => Ending::AtRet,
             _ => Ending::ReturnProbe,
         }
@@ -191,6 +199,29 @@ pub enum Ending {
     ReturnProbe,
     /// By probes on the `ret` instructions.
     AtRet,
+}
+
+/// Where the address of a block is at an instruction in the midst of pymalloc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlockPlace {
+    /// The register, by its number in machine code: 0 = `rax`, 4 = `rsp`, 15 = `r15`.
+    pub register: u8,
+    /// What is to be added to it, bytes; at most [`BlockPlace::MAX_OFFSET`].
+    pub offset: u16,
+    /// Whether the sum is where the address lies in memory, not the address itself.
+    pub is_read: bool,
+    /// Whether pools have 16 KiB (CPython 3.10 on), not 4.
+    pub pools_are_large: bool,
+}
+
+impl BlockPlace {
+    /// Largest offset that a cookie has room for.
+    pub const MAX_OFFSET: u16 = (1 << 12) - 1;
+
+    /// Bytes of a pool.
+    pub const fn pool_bytes(self) -> u64 {
+        if self.pools_are_large { 16 << 10 } else { 4 << 10 }
+    }
 }
 
 const NO_ARGUMENT: u64 = 15;
@@ -212,6 +243,7 @@ const NO_ARGUMENT: u64 = 15;
 /// | 38 | the block stays where it is; the result is its new size |
 /// | 39 | argument 0 is the new program break, not by how much it moves |
 /// | 40 | the program break moves |
+/// | 41-58 | for a [`BlockPlace`]: register (4 bits), offset (12 bits), whether to read there, whether pools are large |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
 
@@ -240,7 +272,7 @@ impl Cookie {
             Action::ResizeInPlace => (1, None, 0b100_1000),
             Action::MoveBreak => (0, None, 0b1_0000_0010),
             Action::SetBreak => (0, None, 0b1_1000_0010),
-            Action::Throw => (NO_ARGUMENT, None, 0),
+            Action::Throw | Action::TakeFromPool | Action::PutIntoPool => (NO_ARGUMENT, None, 0),
         };
         let count = match count {
             Some(count) => count as u64,
@@ -252,6 +284,26 @@ impl Cookie {
             Ending::AtRet => 0b11,
         };
         Self(function as u64 | (target as u64) << 8 | size << 24 | count << 28 | flags << 32 | ending << 36)
+    }
+
+    /// The same of a site at which the address of a block is at `place`.
+    pub const fn with_block(self, place: BlockPlace) -> Self {
+        let bits = (place.register & 15) as u64
+            | ((place.offset & BlockPlace::MAX_OFFSET) as u64) << 4
+            | (place.is_read as u64) << 16
+            | (place.pools_are_large as u64) << 17;
+        Self(self.0 & (1 << 41) - 1 | bits << 41)
+    }
+
+    /// Where the address of the block is.
+    pub const fn block(self) -> BlockPlace {
+        let bits = self.0 >> 41;
+        BlockPlace {
+            register: bits as u8 & 15,
+            offset: (bits >> 4) as u16 & BlockPlace::MAX_OFFSET,
+            is_read: bits >> 16 & 1 != 0,
+            pools_are_large: bits >> 17 & 1 != 0,
+        }
     }
 
     /// The function's number.
@@ -352,6 +404,7 @@ mod tests {
                 Action::Map => (Some(1), None),
                 Action::Remap => (Some(2), None),
                 Action::Release | Action::Unmap | Action::Throw => (None, None),
+                Action::TakeFromPool | Action::PutIntoPool => (None, None),
                 Action::ResizeInPlace => (Some(1), None),
                 Action::MoveBreak | Action::SetBreak => (Some(0), None),
             };
@@ -368,11 +421,29 @@ mod tests {
             assert_eq!(cookie.is_mapping(), function.domain() == Domain::Mmap);
             assert_eq!(cookie.has_old_length(), matches!(function.action(), Action::Unmap | Action::Remap));
             assert_eq!(cookie.out_pointer(), *function == Function::PosixMemalign);
-            assert_eq!(cookie.has_end(), !matches!(function, Function::Free | Function::CxaThrow));
+            let is_in_pool = matches!(function.action(), Action::TakeFromPool | Action::PutIntoPool);
+            assert_eq!(
+                cookie.has_end(),
+                !is_in_pool && !matches!(function, Function::Free | Function::CxaThrow)
+            );
             assert_eq!(cookie.may_throw(), *function == Function::OperatorNew);
             assert_eq!(cookie.in_place(), *function == Function::Xallocx);
             assert_eq!(cookie.sets_break(), *function == Function::Brk);
             assert_eq!(cookie.moves_break(), matches!(function, Function::Brk | Function::Sbrk));
+        }
+    }
+
+    #[test]
+    fn a_cookie_tells_where_a_block_is() {
+        for (register, offset) in [(0, 0), (4, 0xff8), (15, BlockPlace::MAX_OFFSET)] {
+            for (is_read, pools_are_large) in [(false, true), (true, false)] {
+                let place = BlockPlace { register, offset, is_read, pools_are_large };
+                let cookie = Cookie::new(Function::PymallocPush, u16::MAX).with_block(place);
+                assert_eq!(cookie.block(), place);
+                assert_eq!(cookie.function(), Function::PymallocPush as u8);
+                assert_eq!(cookie.target(), u16::MAX);
+                assert!(!cookie.has_end() && !cookie.moves_break());
+            }
         }
     }
 }

@@ -52,6 +52,18 @@ extern "C" fn walk_step(state: *mut ThreadState, target: u32, mapping_count: u32
 /// Walks the stack from a function's entry into `state` and leaves its id there.
 #[inline(always)]
 pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, state: &mut ThreadState) {
+    take_from(context, cookie, None, at_entry, state);
+}
+
+/// The same from the instruction at `pc`, wherever in a function that is, or with `None` from an entry.
+#[inline(always)]
+pub fn take_from<C: EbpfContext>(
+    context: &C,
+    cookie: Cookie,
+    pc: Option<u64>,
+    registers: Registers,
+    state: &mut ThreadState,
+) {
     let memory = UserMemory::new(&raw mut state.window);
     memory.forget();
     let process = Current::new(memory, cookie.target(), state.stack.stack.image);
@@ -63,7 +75,10 @@ pub fn take<C: EbpfContext>(context: &C, cookie: Cookie, at_entry: Registers, st
     if has_python {
         python::take(target, state);
     }
-    state.walk.begin(&process, at_entry, &state.python);
+    match pc {
+        None => _ = state.walk.begin(&process, registers, &state.python),
+        Some(pc) => state.walk.begin_at(&process, pc, registers, &state.python),
+    }
     repeat(MAX_STEPS, step, &mut Walking { state: &raw mut *state, target, mapping_count });
     state.walk.finish(&state.python, &mut state.stack.stack);
     state.stack_id = intern(context, cookie, has_python, state);

@@ -66,6 +66,58 @@ pub fn begin<C: EbpfContext>(
     sp: u64,
     released: u64,
 ) -> Option<&'static mut ThreadState> {
+    let state = entry(context, cookie, released)?;
+    if is_inner(state, sp) {
+        return None;
+    }
+    if state.entry_sp != 0 && state.may_throw == 0 {
+        count(Counter::ReturnLost);
+        debug!(context, "thread {} never returned from function {}", current_tid(), state.function);
+    }
+    // SAFETY: a user read may fail; it touches no memory of ours.
+    state.caller = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
+    state.entry_sp = sp;
+    state.function = cookie.function() as u64;
+    state.stack.stack.target = cookie.target();
+    state.may_throw = cookie.may_throw() as u64;
+    // One by one: the compiler would call a byte-wise memset.
+    // SAFETY: fields of a live reference.
+    unsafe {
+        write_volatile(&raw mut state.size_bytes, 0);
+        write_volatile(&raw mut state.old_addr, 0);
+        write_volatile(&raw mut state.out_pointer, 0);
+        write_volatile(&raw mut state.stack_id, NO_STACK);
+        write_volatile(&raw mut state.begin_lost, 0);
+        write_volatile(&raw mut state.covers, 0);
+    }
+    Some(state)
+}
+
+/// The state of the current thread at an instruction in the midst of an allocator, with the stack pointer at
+/// `sp`, which begins no call. `None` inside a traced call, and where there is no room.
+#[inline(always)]
+pub fn at_instruction<C: EbpfContext>(
+    context: &C,
+    cookie: Cookie,
+    sp: u64,
+) -> Option<&'static mut ThreadState> {
+    let state = entry(context, cookie, 0)?;
+    if is_inner(state, sp) {
+        return None;
+    }
+    state.stack.stack.target = cookie.target();
+    // SAFETY: fields of a live reference.
+    unsafe {
+        write_volatile(&raw mut state.stack_id, NO_STACK);
+        write_volatile(&raw mut state.covers, 0);
+    }
+    Some(state)
+}
+
+/// The entry of the current thread, made where there is none. `None` where there is no room: then what
+/// gives back `released` is lost.
+#[inline(always)]
+fn entry<C: EbpfContext>(context: &C, cookie: Cookie, released: u64) -> Option<&'static mut ThreadState> {
     let tid = current_tid();
     let state = match THREADS.get_ptr_mut(tid) {
         Some(state) => state,
@@ -87,31 +139,7 @@ pub fn begin<C: EbpfContext>(
         }
     };
     // SAFETY: the entry is written by this thread's own programs alone, and they do not nest.
-    let state = unsafe { &mut *state };
-    if is_inner(state, sp) {
-        return None;
-    }
-    if state.entry_sp != 0 && state.may_throw == 0 {
-        count(Counter::ReturnLost);
-        debug!(context, "thread {} never returned from function {}", tid, state.function);
-    }
-    // SAFETY: a user read may fail; it touches no memory of ours.
-    state.caller = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
-    state.entry_sp = sp;
-    state.function = cookie.function() as u64;
-    state.stack.stack.target = cookie.target();
-    state.may_throw = cookie.may_throw() as u64;
-    // One by one: the compiler would call a byte-wise memset.
-    // SAFETY: fields of a live reference.
-    unsafe {
-        write_volatile(&raw mut state.size_bytes, 0);
-        write_volatile(&raw mut state.old_addr, 0);
-        write_volatile(&raw mut state.out_pointer, 0);
-        write_volatile(&raw mut state.stack_id, NO_STACK);
-        write_volatile(&raw mut state.begin_lost, 0);
-        write_volatile(&raw mut state.covers, 0);
-    }
-    Some(state)
+    Some(unsafe { &mut *state })
 }
 
 /// Ends the outermost call when this is its return; `sp` is the stack pointer after the return.

@@ -10,6 +10,7 @@ mod idle;
 mod measure;
 mod move_break;
 mod process;
+mod pymalloc;
 mod release;
 mod replace;
 mod throw;

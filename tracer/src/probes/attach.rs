@@ -44,7 +44,7 @@ pub enum AttachError {
     Gone(u32),
 }
 
-/// Where the probe on `site` goes.
+/// Where the probe on `site` goes, which begins a function.
 pub fn placement(site: &ProbeSite) -> Placement {
     place(&site.code, site.vaddr, arguments_read(site.function), KernelNops::SingleByte)
 }
@@ -57,7 +57,7 @@ fn arguments_read(function: Function) -> u8 {
         }
         Action::Release | Action::MoveBreak | Action::SetBreak => 1,
         Action::ResizeInPlace => 2,
-        Action::Throw => 0,
+        Action::Throw | Action::TakeFromPool | Action::PutIntoPool => 0,
         Action::Unmap => 2,
         Action::Remap => 3,
         // The flags tell anonymous mappings from others.
@@ -131,12 +131,16 @@ impl Links {
             if !self.place(file, site.file_offset) {
                 continue;
             }
-            let probe = Probe {
-                site,
-                path,
-                file: path_of(file),
-                offset: site.file_offset + u64::from(placement(site).offset),
-                cookie: Cookie::new(site.function, attachee.index),
+            let cookie = Cookie::new(site.function, attachee.index);
+            let probe = match site.block {
+                None => {
+                    let offset = site.file_offset + u64::from(placement(site).offset);
+                    Probe { site, path, file: path_of(file), offset, cookie }
+                }
+                Some(block) => {
+                    let cookie = cookie.with_block(block);
+                    Probe { site, path, file: path_of(file), offset: site.file_offset, cookie }
+                }
             };
             for hook in Hook::of(site.function, attachee.purpose, has_sessions) {
                 let group = groups.entry((hook, site.module)).or_default();
@@ -339,7 +343,8 @@ struct Probe<'a> {
 impl Probe<'_> {
     /// An allocation that cannot be probed is merely not traced; a free would turn into a false row.
     fn skip_or_fail(&self, error: ProgramError) -> Result<Skipped, AttachError> {
-        if matches!(self.site.function.action(), Action::Allocate { .. } | Action::Map) {
+        if matches!(self.site.function.action(), Action::Allocate { .. } | Action::Map | Action::TakeFromPool)
+        {
             let reason = format!("{:#}", anyhow::Error::from(error));
             return Ok(Skipped { function: self.site.function, reason });
         }

@@ -52,10 +52,14 @@ pub enum Hook {
     ReplaceEnter,
     /// Begins and ends them.
     Replace,
+    /// Tells blocks that are put back into pymalloc's pools.
+    PoolPut,
     /// Begins calls that return a block.
     AllocateEnter,
     /// Begins and ends them.
     Allocate,
+    /// Tells blocks that are taken from pymalloc's pools.
+    PoolTake,
     /// Does nothing at a return.
     EmptyExit,
     /// Does nothing at an entry.
@@ -93,6 +97,8 @@ impl Hook {
             Self::EmptyEnter | Self::EmptyLeave | Self::Empty => "empty_enter",
             Self::StackEnter => "stack_enter",
             Self::GetStackEnter => "get_stack_enter",
+            Self::PoolPut => "pool_put",
+            Self::PoolTake => "pool_take",
             Self::Count => "count_hit",
             Self::CodeGone => "code_gone",
         }
@@ -136,6 +142,8 @@ impl Hook {
                 }
                 Action::Release => (Self::Release, Self::ReleaseEnter, Self::AllocateLeave),
                 Action::Throw => (Self::Throw, Self::Throw, Self::Throw),
+                Action::TakeFromPool => (Self::PoolTake, Self::PoolTake, Self::PoolTake),
+                Action::PutIntoPool => (Self::PoolPut, Self::PoolPut, Self::PoolPut),
                 Action::Resize { .. } | Action::ResizeInPlace | Action::Unmap | Action::Remap => {
                     (Self::Replace, Self::ReplaceEnter, Self::AllocateLeave)
                 }

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use tracer_common::config::Config;
 
+use super::traced::probed_sites;
 use crate::cli::plan::TracePlan;
 use crate::probes::attach::{Attachee, Links, load_programs};
 use crate::probes::hooks::Purpose;
 use crate::probes::kernel::{Kernel, KernelError, KernelLimits};
-use crate::target::{ProbeSite, Target};
+use crate::target::Target;
 
 /// How long calls are counted, at least.
 const WINDOW: Duration = Duration::from_millis(50);
@@ -79,12 +80,10 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
         return Ok(None);
     }
     let domains = plan.domains.as_deref();
-    let is_traced =
-        |site: &&ProbeSite| domains.is_none_or(|domains| domains.contains(&site.function.domain()));
     let mut counting = Vec::new();
     let mut all_sites = Vec::new();
     for target in targets {
-        let sites: Vec<ProbeSite> = target.sites.iter().filter(is_traced).cloned().collect();
+        let sites = probed_sites(target, domains);
         let modules = target.mappings.modules();
         let attachee = Attachee { tgid: target.process.tgid, index: 0, purpose: Purpose::Count };
         let mut links = Links::default();

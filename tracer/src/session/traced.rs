@@ -13,7 +13,7 @@ use crate::model::{Event, Mapping, RawCode};
 use crate::probes::attach::{Attachee, Links};
 use crate::probes::hooks::{Part, Purpose};
 use crate::probes::kernel::Kernel;
-use crate::target::{PythonUnknown, Target};
+use crate::target::{ProbeSite, Pymalloc, PythonUnknown, Target};
 use crate::trace::Trace;
 
 /// What the targets of a session share: files that are mapped by several are read once.
@@ -23,6 +23,25 @@ pub struct Shared {
     pub modules: ModuleTable,
     /// Their unwind tables.
     pub tables: UnwindTables,
+}
+
+/// The sites of `target` that have to be probed for `domains`. What CPython asks the C library for is seen
+/// there, whichever of CPython's domains was asked.
+pub fn probed_sites(target: &Target, domains: Option<&[Domain]>) -> Vec<ProbeSite> {
+    let Some(domains) = domains else { return target.sites.clone() };
+    let is_python = |domain: &Domain| matches!(domain, Domain::PyRaw | Domain::PyMem | Domain::PyObject);
+    let by_sites =
+        target.cpython.as_ref().is_some_and(|cpython| matches!(cpython.pymalloc, Pymalloc::Sites(_)));
+    let needs_malloc = by_sites && domains.iter().any(is_python);
+    // Which of the two a block in a pool is of, its probe cannot tell.
+    let in_pools = |domain: Domain| domain == Domain::PyObject && domains.contains(&Domain::PyMem);
+    let is_probed = |site: &&ProbeSite| {
+        let domain = site.function.domain();
+        domains.contains(&domain)
+            || (needs_malloc && domain == Domain::Malloc)
+            || (by_sites && in_pools(domain))
+    };
+    target.sites.iter().filter(is_probed).cloned().collect()
 }
 
 /// A target and everything that the session holds for it.
@@ -89,13 +108,7 @@ impl Traced {
         self.own_pages.learn(&self.target, &mut shared.modules);
         let mut notes = self.place_code(kernel, shared);
         notes.extend(self.place_python(kernel));
-        let sites: Vec<_> = self
-            .target
-            .sites
-            .iter()
-            .filter(|site| domains.is_none_or(|domains| domains.contains(&site.function.domain())))
-            .cloned()
-            .collect();
+        let sites = probed_sites(&self.target, domains);
         let modules = self.target.mappings.modules();
         let tgid = self.target.process.tgid;
         let current_break_addr = self.target.current_break_addr().unwrap_or(0);

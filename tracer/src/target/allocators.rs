@@ -1,11 +1,12 @@
 //! Chooses, among the functions that the target's files offer, those that count as its allocators.
 
-use tracer_common::probe::{Domain, Ending, Function};
+use tracer_common::probe::{Action, BlockPlace, Domain, Ending, Function};
 
 use super::cpython::CPython;
 use super::elf::SymbolKind;
 use super::inspect::{FoundFunction, Inspected, SeenBy};
 use super::names::is_operator;
+use super::pymalloc::{Event, Pymalloc};
 
 /// What to do with the functions of CPython whose copies are inlined into their callers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct ProbeSite {
     /// Offsets in the file of the `ret` instructions that end a call, for functions that have no return
     /// probe ([`tracer_common::probe::Ending::AtRet`]); empty for others.
     pub ret_offsets: Vec<u64>,
+    /// For an instruction in the midst of pymalloc, where the address of the block is.
+    pub block: Option<BlockPlace>,
 }
 
 /// A module that the target maps now, in the order of the addresses.
@@ -69,7 +72,7 @@ pub(super) fn choose(
         chosen.name_allocators(candidate);
     }
     for function in Function::ALL.iter().copied() {
-        if is_python(function) && cpython.is_none() {
+        if is_python(function) && cpython.is_none_or(|cpython| is_seen_otherwise(function, cpython)) {
             continue;
         }
         match unseen(function, cpython, policy) {
@@ -80,7 +83,18 @@ pub(super) fn choose(
     for candidate in candidates {
         chosen.add_jumps(candidate);
     }
+    if let Some(cpython) = cpython {
+        chosen.add_pool_sites(cpython);
+    }
     chosen
+}
+
+/// Whether calls of a function of `cpython` are seen without a probe on it. What leaves pymalloc's pools is
+/// seen there, and what is passed on to the C library's allocator, there.
+fn is_seen_otherwise(function: Function, cpython: &CPython) -> bool {
+    let is_of_pool = matches!(function.action(), Action::TakeFromPool | Action::PutIntoPool);
+    let has_sites = matches!(cpython.pymalloc, Pymalloc::Sites(_));
+    is_of_pool || has_sites && !matches!(function, Function::PyMemRawMalloc | Function::PyMemRawCalloc)
 }
 
 impl Chosen {
@@ -155,6 +169,29 @@ impl Chosen {
         }
     }
 
+    fn add_pool_sites(&mut self, cpython: &CPython) {
+        let Pymalloc::Sites(sites) = &cpython.pymalloc else { return };
+        self.sites.extend(sites.iter().map(|site| {
+            let function = match site.event {
+                Event::Pop => Function::PymallocPop,
+                Event::Fresh => Function::PymallocFresh,
+                Event::Push => Function::PymallocPush,
+            };
+            ProbeSite {
+                function,
+                module: cpython.module,
+                symbol: function.symbol().to_owned(),
+                vaddr: site.vaddr,
+                file_offset: site.file_offset,
+                size: 0,
+                also: Vec::new(),
+                code: Vec::new(),
+                ret_offsets: Vec::new(),
+                block: Some(site.block),
+            }
+        }));
+    }
+
     fn add_site(&mut self, module: u32, found: &FoundFunction) -> Result<(), String> {
         if found.symbol.kind == SymbolKind::Indirect {
             return Err("its code is chosen at run time (ifunc)".into());
@@ -188,6 +225,7 @@ impl Chosen {
             also: Vec::new(),
             code: found.code.clone(),
             ret_offsets,
+            block: None,
         });
         Ok(())
     }
@@ -388,6 +426,7 @@ mod tests {
             stripped: true,
             free_threaded: Some(false),
             pymalloc: Pymalloc::Inlined { load_sites: 168 },
+            allocator_code: Vec::new(),
             file: Err(PythonUnknown::NoVersion),
         };
         let left_out = chosen(&modules, Some(&cpython), InlinedPolicy::LeaveOut);

@@ -1,6 +1,7 @@
 //! Finds CPython in a mapped file: version, kind of build, and whether its allocators can be probed.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::code::constants;
 use super::elf::{Elf, ElfError, Symbol, SymbolKind};
@@ -17,6 +18,22 @@ pub(super) const SYMBOLS: &[&str] = &["_PyRuntime", "Py_Version", "Py_GetVersion
 
 /// The functions whose table entries are examined for inlined copies.
 const EXAMINED: [&str; 4] = ["PyObject_Malloc", "PyObject_Free", "PyMem_Malloc", "PyMem_Free"];
+
+/// All functions by which memory is asked for.
+const ALLOCATORS: [&str; 12] = [
+    "PyObject_Malloc",
+    "PyObject_Calloc",
+    "PyObject_Realloc",
+    "PyObject_Free",
+    "PyMem_Malloc",
+    "PyMem_Calloc",
+    "PyMem_Realloc",
+    "PyMem_Free",
+    "PyMem_RawMalloc",
+    "PyMem_RawCalloc",
+    "PyMem_RawRealloc",
+    "PyMem_RawFree",
+];
 
 /// A version of CPython, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,8 +57,10 @@ pub struct CPython {
     pub stripped: bool,
     /// Whether it is a build without the global lock; `None` where not known.
     pub free_threaded: Option<bool>,
-    /// Whether probes on the exported functions see every request.
+    /// How its requests to pymalloc can be seen.
     pub pymalloc: Pymalloc,
+    /// Offsets in the module's file of its allocators' own functions.
+    pub allocator_code: Vec<Range<u64>>,
     /// What its frames are walked by; why they cannot be.
     pub(super) file: Result<PythonFile, PythonUnknown>,
 }
@@ -77,12 +96,15 @@ impl CPython {
             _ => None,
         };
         let examined: Vec<&Symbol> = EXAMINED.iter().filter_map(|name| named(name)).collect();
+        let all: Vec<&Symbol> = ALLOCATORS.iter().filter_map(|name| named(name)).collect();
+        let found = pymalloc::examine(elf, &examined, &all, version, free_threaded == Some(true))?;
         Ok(Some(Self {
             module,
             version,
             stripped: elf.is_stripped(),
             free_threaded,
-            pymalloc: pymalloc::examine(elf, &examined)?,
+            pymalloc: found.pymalloc,
+            allocator_code: found.own_code,
             file: PythonFile::find(elf, symbols, version, free_threaded)?,
         }))
     }
@@ -90,7 +112,7 @@ impl CPython {
     /// Why probes on the `PyMem_*` and `PyObject_*` functions would mislead; `None` when they do not.
     pub fn unseen_calls(&self) -> Option<String> {
         match &self.pymalloc {
-            Pymalloc::Functions => None,
+            Pymalloc::Functions | Pymalloc::Sites(_) => None,
             Pymalloc::Inlined { load_sites } => Some(format!(
                 "inlined into its callers in this build of CPython ({load_sites} places): probes would \
                  see only some of the calls"

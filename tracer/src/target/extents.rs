@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use gimli::{
-    BaseAddresses, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, ParsedEhFrameHdr, UnwindSection as _,
+    BaseAddresses, EhFrame, EhFrameHdr, EhFrameOffset, EndianSlice, LittleEndian, ParsedEhFrameHdr,
+    UnwindSection as _,
 };
 
 use super::elf::{Elf, ElfError};
@@ -15,6 +16,7 @@ pub(super) struct Extents<'a> {
     eh_frame: EhFrame<Bytes<'a>>,
     header: Option<ParsedEhFrameHdr<Bytes<'a>>>,
     bases: BaseAddresses,
+    eh_frame_vaddr: u64,
     /// Those that symbols tell; asked where the tables are silent.
     symbols: Vec<Range<u64>>,
 }
@@ -36,19 +38,25 @@ impl<'a> Extents<'a> {
         let eh_frame = EhFrame::new(table(".eh_frame", BaseAddresses::set_eh_frame)?, LittleEndian);
         let header = EhFrameHdr::new(table(".eh_frame_hdr", BaseAddresses::set_eh_frame_hdr)?, LittleEndian);
         let header = header.parse(&bases, 8).ok();
-        Ok(Self { eh_frame, header, bases, symbols })
+        let eh_frame_vaddr = elf.section(".eh_frame").map_or(0, |section| section.vaddr);
+        Ok(Self { eh_frame, header, bases, eh_frame_vaddr, symbols })
     }
 
     /// The function that `vaddr` is in.
     pub(super) fn around(&self, vaddr: u64) -> Option<Range<u64>> {
         let table = self.header.as_ref().and_then(ParsedEhFrameHdr::table);
         let found = match table {
-            Some(table) => {
-                table.fde_for_address(&self.eh_frame, &self.bases, vaddr, EhFrame::cie_from_offset)
-            }
-            None => self.eh_frame.fde_for_address(&self.bases, vaddr, EhFrame::cie_from_offset),
+            Some(table) => table.lookup(vaddr, &self.bases).ok().and_then(|entry| {
+                // Where the table is damaged, this may lie before the entries.
+                let offset = entry.pointer().checked_sub(self.eh_frame_vaddr)?;
+                let offset = EhFrameOffset(usize::try_from(offset).ok()?);
+                let entry =
+                    self.eh_frame.fde_from_offset(&self.bases, offset, EhFrame::cie_from_offset).ok()?;
+                entry.contains(vaddr).then_some(entry)
+            }),
+            None => self.eh_frame.fde_for_address(&self.bases, vaddr, EhFrame::cie_from_offset).ok(),
         };
-        let told = found.ok().map(|entry| entry.initial_address()..entry.end_address());
+        let told = found.map(|entry| entry.initial_address()..entry.end_address());
         told.or_else(|| self.symbols.iter().find(|symbol| symbol.contains(&vaddr)).cloned())
     }
 }

@@ -10,8 +10,9 @@ use std::collections::HashMap;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
-use super::code::{PointerUse, Registers};
-use super::elf::{Elf, ElfError, Symbol};
+use super::Pymalloc;
+use crate::target::code::{PointerUse, Registers};
+use crate::target::elf::{Elf, ElfError, Symbol};
 
 /// Up to this many compares come from code that handles the table itself, such as tracemalloc's.
 /// Measured per entry: at most 5 in builds without inlining (3.6 to 3.13), at least 135 of
@@ -21,25 +22,11 @@ const MOST_GUARDS_WITHOUT_INLINING: usize = 8;
 /// Bytes of an allocator function that are searched for its table entry.
 const ENTRY_SEARCH_BYTES: u64 = 128;
 
-/// How the requests to pymalloc can be seen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Pymalloc {
-    /// Every call passes the exported functions.
-    Functions,
-    /// Copies are inlined into the callers, which the exported functions do not see.
-    Inlined {
-        /// Places that compare the table's entry with the guess, of the entry with the most.
-        load_sites: usize,
-    },
-    /// It could not be told.
-    Unknown(String),
-}
-
-/// Reads the code of the allocator functions (`PyObject_Malloc` first) and then all code once.
+/// The entries that the allocator functions call through, in their order; why they are not known.
 ///
 /// # Errors
 /// When parts of the file that the headers announce are missing.
-pub(super) fn examine(elf: &Elf, allocators: &[&Symbol]) -> Result<Pymalloc, ElfError> {
+pub(super) fn tables(elf: &Elf, allocators: &[&Symbol]) -> Result<Result<Vec<Entry>, String>, ElfError> {
     let own_got: HashMap<u64, u64> = elf.own_got_entries()?.into_iter().collect();
     let mut entries = Vec::new();
     for symbol in allocators {
@@ -53,12 +40,22 @@ pub(super) fn examine(elf: &Elf, allocators: &[&Symbol]) -> Result<Pymalloc, Elf
                 owner: symbol.vaddr..symbol.vaddr.saturating_add(symbol.size),
                 guards: 0,
             }),
-            None => {
-                let reason = format!("{} calls through no known table", symbol.name);
-                return Ok(Pymalloc::Unknown(reason));
-            }
+            None => return Ok(Err(format!("{} calls through no known table", symbol.name))),
         }
     }
+    Ok(Ok(entries))
+}
+
+/// Reads all code once, and tells whether calls pass the exported functions.
+///
+/// # Errors
+/// When parts of the file that the headers announce are missing.
+pub(super) fn examine(elf: &Elf, entries: Result<Vec<Entry>, String>) -> Result<Pymalloc, ElfError> {
+    let mut entries = match entries {
+        Ok(entries) => entries,
+        Err(reason) => return Ok(Pymalloc::Unknown(reason)),
+    };
+    let own_got: HashMap<u64, u64> = elf.own_got_entries()?.into_iter().collect();
     for section in elf.code_sections() {
         count_guards(elf.section_bytes(section)?, section.vaddr, &own_got, &mut entries);
     }
@@ -71,8 +68,10 @@ pub(super) fn examine(elf: &Elf, allocators: &[&Symbol]) -> Result<Pymalloc, Elf
 }
 
 /// A function pointer in the table.
-struct Entry {
-    addr: u64,
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// Its address in the file.
+    pub addr: u64,
     /// The exported function that calls through it.
     owner: std::ops::Range<u64>,
     guards: usize,

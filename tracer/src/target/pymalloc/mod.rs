@@ -1,0 +1,115 @@
+//! How the requests to a CPython's pymalloc can be seen: what its code tells.
+
+mod guards;
+mod own_code;
+mod sites;
+
+use std::ops::Range;
+
+use tracer_common::probe::BlockPlace;
+
+use super::cpython::PythonVersion;
+use super::elf::{Elf, ElfError, Symbol};
+use super::extents::Extents;
+
+pub use sites::Event;
+
+/// How the requests to pymalloc can be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pymalloc {
+    /// Blocks are seen where they leave and enter their pools, wherever that was inlined.
+    Sites(Vec<PoolSite>),
+    /// Every call passes the exported functions.
+    Functions,
+    /// Copies are inlined into the callers, which the exported functions do not see.
+    Inlined {
+        /// Places that compare the table's entry with the guess, of the entry with the most.
+        load_sites: usize,
+    },
+    /// It could not be told.
+    Unknown(String),
+}
+
+/// An instruction at which a block has left or entered its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSite {
+    /// What has happened.
+    pub event: Event,
+    /// Address in the file.
+    pub vaddr: u64,
+    /// Offset in the file.
+    pub file_offset: u64,
+    /// Where the address of the block is.
+    pub block: BlockPlace,
+}
+
+/// What was found in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub pymalloc: Pymalloc,
+    /// Offsets in the file of the allocator's own functions.
+    pub own_code: Vec<Range<u64>>,
+}
+
+/// Since 3.10 pools have 16 KiB, before 4 (`POOL_SIZE` of `Objects/obmalloc.c`).
+const LARGE_POOLS_SINCE: u8 = 10;
+
+/// Reads the code of the allocator functions `through_tables` (`PyObject_Malloc` first) and then all code;
+/// `allocators` are all that memory is asked by.
+///
+/// # Errors
+/// When parts of the file that the headers announce are missing.
+pub(super) fn examine(
+    elf: &Elf,
+    through_tables: &[&Symbol],
+    allocators: &[&Symbol],
+    version: Option<PythonVersion>,
+    is_free_threaded: bool,
+) -> Result<Found, ElfError> {
+    let extents = Extents::new(elf, Vec::new())?;
+    let tables = guards::tables(elf, through_tables)?;
+    let mut own_code = Vec::new();
+    let pymalloc = if is_free_threaded {
+        Pymalloc::Unknown("free-threaded builds allocate from mimalloc, which memtrace does not trace".into())
+    } else {
+        let sites = match version {
+            Some(PythonVersion { major: 3, minor, .. }) => {
+                pool_sites(elf, &extents, minor >= LARGE_POOLS_SINCE)?
+            }
+            _ => Vec::new(),
+        };
+        let has = |event| sites.iter().any(|site| site.event == event);
+        if has(Event::Pop) && has(Event::Push) && has(Event::Fresh) {
+            let fresh = sites.iter().filter(|site| site.event == Event::Fresh);
+            own_code.extend(fresh.filter_map(|site| extents.around(site.vaddr)));
+            Pymalloc::Sites(sites)
+        } else {
+            guards::examine(elf, tables.clone())?
+        }
+    };
+    let entries = tables.unwrap_or_default();
+    own_code.extend(own_code::functions(elf, &extents, allocators, &entries)?);
+    let in_file = |code: &Range<u64>| {
+        let start = elf.file_offset(code.start)?;
+        Some(start..start.checked_add(code.end.checked_sub(code.start)?)?)
+    };
+    let mut own_code: Vec<Range<u64>> = own_code.iter().filter_map(in_file).collect();
+    own_code.sort_unstable_by_key(|code| (code.start, code.end));
+    own_code.dedup();
+    Ok(Found { pymalloc, own_code })
+}
+
+fn pool_sites(elf: &Elf, extents: &Extents<'_>, pools_are_large: bool) -> Result<Vec<PoolSite>, ElfError> {
+    let mut sections = Vec::new();
+    for section in elf.code_sections() {
+        sections.push((section.vaddr, elf.section_bytes(section)?));
+    }
+    let sites = sites::find(sections.iter().copied(), |vaddr| extents.around(vaddr));
+    let in_file = |site: &sites::Site| {
+        let &sites::Site { event, vaddr, register, offset, is_read } = site;
+        let block = BlockPlace { register, offset, is_read, pools_are_large };
+        let fits = offset <= BlockPlace::MAX_OFFSET;
+        Some(PoolSite { event, vaddr, file_offset: elf.file_offset(vaddr)?, block }).filter(|_| fits)
+    };
+    Ok(sites.iter().filter_map(in_file).collect())
+}
