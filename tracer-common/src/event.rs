@@ -31,6 +31,8 @@ pub enum Kind {
     Doubt = 8,
     /// [`crate::code::CodeHeader`] and what lies behind it.
     Code = 9,
+    /// [`ContentRecord`], by user space.
+    Content = 10,
 }
 
 /// First 16 bytes of every record.
@@ -112,6 +114,62 @@ pub struct DoubtRecord {
     pub addr: u64,
 }
 
+/// What was found in the block at this address, and what its allocator says of it. Made by user space, which
+/// looks before it reports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentRecord {
+    /// Common part. What was allocated later is another block.
+    pub header: Header,
+    /// Address of the block.
+    pub addr: u64,
+    /// [`ContentRecord::FREE`], or a number that user space gave to what is in the block.
+    pub content: u64,
+}
+
+impl ContentRecord {
+    /// Nobody has looked.
+    pub const UNKNOWN: u16 = 0;
+    /// The allocator holds the block as free: its free was missed.
+    pub const FREE: u16 = u16::MAX;
+}
+
+/// What the program asked for when a stack was taken, as the call tells; the discriminants are the format of
+/// recordings.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Asked {
+    /// The call does not tell more than the probe.
+    #[default]
+    Unknown = 0,
+    /// A block of `PyMem_Raw*`.
+    PyRaw = 1,
+    /// A block of `PyMem_*`.
+    PyMem = 2,
+    /// A block of `PyObject_*`.
+    PyObject = 3,
+    /// Nothing: pymalloc made the heap grow by an arena.
+    Arena = 4,
+    /// CPython itself asked the C library: for `PyMem_Raw*`, or for what is too large for a pool. Which it was,
+    /// the compiler has hidden.
+    Interpreter = 5,
+}
+
+impl Asked {
+    /// What is named by a number in a record.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Unknown,
+            1 => Self::PyRaw,
+            2 => Self::PyMem,
+            3 => Self::PyObject,
+            4 => Self::Arena,
+            5 => Self::Interpreter,
+            _ => return None,
+        })
+    }
+}
+
 /// How a walk ended; the discriminants are the wire format.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -158,7 +216,8 @@ impl WalkEnd {
 pub struct Stack {
     /// Number of frames.
     pub count: u16,
-    /// In the kernel's map: 1 once a record of it is in the ring. In a record 0, as the decoder demands.
+    /// In the kernel's map: 1 once a record of it is in the ring. In a record 0; user space puts an [`Asked`]
+    /// there.
     pub is_sent: u8,
     /// How often the target had called `exec`, modulo 256: stacks of an image are sent for that image.
     pub image: u8,
@@ -209,6 +268,7 @@ const _: () = {
     assert!(size_of::<ReplaceBeginRecord>() == 32);
     assert!(size_of::<ReplaceEndRecord>() == 48);
     assert!(size_of::<DoubtRecord>() == 24);
+    assert!(size_of::<ContentRecord>() == 32);
     assert!(size_of::<StackRecord>() == STACK_RECORD_FIXED_BYTES + MAX_FRAMES * 8);
 };
 

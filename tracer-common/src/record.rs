@@ -3,8 +3,8 @@
 
 use crate::code::{CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, MAX_TABLE_BYTES, TextKind};
 use crate::event::{
-    AllocateRecord, DoubtRecord, Header, Kind, MAX_FRAMES, NO_STACK, ReleaseRecord, ReplaceBeginRecord,
-    ReplaceEndRecord, WalkEnd,
+    AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, Kind, MAX_FRAMES, NO_STACK, ReleaseRecord,
+    ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
 };
 
 /// A decoded record. Borrows the frames of a stack.
@@ -26,6 +26,8 @@ pub enum Record<'a> {
         id: u64,
         /// How the walk ended.
         end: WalkEnd,
+        /// What the program asked for, where that is known.
+        asked: Asked,
         /// The frames, innermost first.
         frames: Frames<'a>,
     },
@@ -37,6 +39,8 @@ pub enum Record<'a> {
     Fork(Header),
     /// A block may have been freed unseen.
     Doubt(DoubtRecord),
+    /// A block was looked into.
+    Content(ContentRecord),
 }
 
 /// A code object's record.
@@ -186,20 +190,24 @@ impl<'a> Record<'a> {
             kind if kind == Kind::Stack as u8 => {
                 let id = cursor.word()?;
                 let shape = cursor.word()?;
-                // Behind it the mark, which is 0, and the number of the image, which nobody asks for.
-                let count = (shape & 0xff_ffff) as usize;
+                // Behind them the number of the image, which nobody asks for.
+                let count = (shape & 0xffff) as usize;
+                let asked = Asked::from_number((shape >> 16) as u8).ok_or(DecodeError::BadStack)?;
                 let end = WalkEnd::from_number((shape >> 32) as u16).ok_or(DecodeError::BadStack)?;
                 if count > MAX_FRAMES || id == NO_STACK {
                     return Err(DecodeError::BadStack);
                 }
                 let _codes = cursor.word()?;
                 let frames = cursor.0.get(..count * 8).ok_or(DecodeError::Truncated)?;
-                Self::Stack { header, id, end, frames: Frames(frames) }
+                Self::Stack { header, id, end, asked, frames: Frames(frames) }
             }
             kind if kind == Kind::Exec as u8 => Self::Exec(header),
             kind if kind == Kind::Fork as u8 => Self::Fork(header),
             kind if kind == Kind::Code as u8 => Self::Code(Code::decode(&mut cursor, header)?),
             kind if kind == Kind::Doubt as u8 => Self::Doubt(DoubtRecord { header, addr: cursor.word()? }),
+            kind if kind == Kind::Content as u8 => {
+                Self::Content(ContentRecord { header, addr: cursor.word()?, content: cursor.word()? })
+            }
             kind => return Err(DecodeError::UnknownKind(kind)),
         })
     }
@@ -212,6 +220,7 @@ impl<'a> Record<'a> {
             Self::ReplaceBegin(record) => &record.header,
             Self::ReplaceEnd(record) => &record.header,
             Self::Doubt(record) => &record.header,
+            Self::Content(record) => &record.header,
             Self::Code(record) => &record.header.header,
             Self::Stack { header, .. } | Self::Exec(header) | Self::Fork(header) => header,
         }
@@ -286,6 +295,10 @@ mod tests {
             Record::decode(&words(&[first_word(Kind::Doubt), 5, 6])),
             Ok(Record::Doubt(DoubtRecord { header: header(Kind::Doubt), addr: 6 }))
         );
+        assert_eq!(
+            Record::decode(&words(&[first_word(Kind::Content), 5, 6, 7])),
+            Ok(Record::Content(ContentRecord { header: header(Kind::Content), addr: 6, content: 7 }))
+        );
     }
 
     #[test]
@@ -304,7 +317,9 @@ mod tests {
             Record::decode(&of_a_later_image),
             Ok(Record::Stack { end: WalkEnd::Complete, .. })
         ));
-        let marked = words(&[first_word(Kind::Stack), 5, 6, 1 | 1 << 16, 7, 0x10]);
+        let asked = words(&[first_word(Kind::Stack), 5, 6, 1 | 2 << 16, 7, 0x10]);
+        assert!(matches!(Record::decode(&asked), Ok(Record::Stack { asked: Asked::PyMem, .. })));
+        let marked = words(&[first_word(Kind::Stack), 5, 6, 1 | 9 << 16, 7, 0x10]);
         assert_eq!(Record::decode(&marked), Err(DecodeError::BadStack));
         let unknown_end = words(&[first_word(Kind::Stack), 5, 6, 77 << 32]);
         assert_eq!(Record::decode(&unknown_end), Err(DecodeError::BadStack));

@@ -6,7 +6,8 @@ pub use python::{PythonCode, PythonText, RawCode};
 
 use serde::{Deserialize, Serialize};
 use tracer_common::event::{
-    AllocateRecord, DoubtRecord, Header, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
+    AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, ReleaseRecord, ReplaceBeginRecord,
+    ReplaceEndRecord, WalkEnd,
 };
 
 /// What happened in the target, in the order in which it happened. Live tracing and a recording give the same.
@@ -30,6 +31,8 @@ pub enum Event {
     Fork(Header),
     /// A block may have been freed unseen.
     Doubt(DoubtRecord),
+    /// A block was looked into.
+    Content(ContentRecord),
 }
 
 /// Frames as taken in the kernel.
@@ -41,6 +44,8 @@ pub struct RawStack {
     pub id: u64,
     /// How the walk ended.
     pub end: WalkEnd,
+    /// What the program asked for, where the call tells.
+    pub asked: Asked,
     /// The words of its frames, innermost first: see [`tracer_common::frame`].
     pub words: Box<[u64]>,
 }
@@ -108,6 +113,20 @@ pub struct NormalizedStack {
     pub frames: Box<[CodeAddr]>,
     /// How the walk ended.
     pub end: WalkEnd,
+    /// What the program asked for, where the call tells.
+    pub asked: Asked,
+}
+
+/// What is in a block, as far as it could be told when the block was looked into.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Content {
+    /// Python type of the object that the block is, or is a part of: `dict`, `app.Session`.
+    #[serde(rename = "type")]
+    pub type_name: Option<String>,
+    /// What the block is to that object, where it is not the object itself: `items`, `keys`.
+    pub part: Option<String>,
+    /// Whether the object is dead and kept by CPython for the next of its type.
+    pub is_parked: bool,
 }
 
 /// The JSON report, schema `memtrace.report.v1`. Every format is rendered from it.
@@ -203,6 +222,26 @@ pub struct Totals {
     /// Their bytes.
     #[serde(default)]
     pub unsure_bytes: u64,
+    /// Dead objects that CPython keeps for the next of their type. They are in none of the figures above.
+    #[serde(default)]
+    pub cached_count: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub cached_bytes: u64,
+}
+
+/// Outstanding blocks of one Python type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TypeCount {
+    /// The type's name: `dict`, `app.Session`.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// What the blocks are to objects of that type: `items`, `keys`; `None` = the objects themselves.
+    pub part: Option<String>,
+    /// Blocks.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// How much of a domain's calls the probes see.
@@ -274,8 +313,17 @@ pub struct StackRow {
     pub oldest_age_ms: Option<u64>,
     /// Age of the newest outstanding block.
     pub newest_age_ms: Option<u64>,
-    /// Python types of the outstanding blocks, where known.
-    pub python_types: Option<Vec<serde_json::Value>>,
+    /// Dead objects that CPython keeps for the next of their type (its free lists): in none of the figures above.
+    #[serde(default)]
+    pub cached_count: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub cached_bytes: u64,
+    /// Python types of the outstanding blocks, most bytes first; `None` where none is known.
+    pub python_types: Option<Vec<TypeCount>>,
+    /// What the memory is, where it is no request of the program: `pymalloc arena`.
+    #[serde(default)]
+    pub label: Option<String>,
     /// `growing`, `bounded`, `one-off`, `unreachable` or `unknown`.
     pub verdict: String,
     /// Why the stack is not whole, where it is not.

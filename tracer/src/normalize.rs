@@ -19,7 +19,7 @@ pub fn place(mappings: &[Mapping], return_addr: u64) -> CodeAddr {
 }
 
 /// The place of an instruction that a signal interrupted.
-fn interrupted(mappings: &[Mapping], addr: u64) -> CodeAddr {
+pub fn interrupted(mappings: &[Mapping], addr: u64) -> CodeAddr {
     match at(mappings, addr) {
         Some((mapping, offset)) => CodeAddr::Interrupted { module: mapping.module, offset },
         None => CodeAddr::Unmapped { addr },
@@ -45,12 +45,13 @@ pub fn stack(mappings: &[Mapping], code: impl Fn(u64) -> Option<u32>, raw: &RawS
         frames: raw.words.iter().map(normalized).collect(),
         words: raw.words.clone(),
         end: raw.end,
+        asked: raw.asked,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tracer_common::event::{Header, WalkEnd};
+    use tracer_common::event::{Asked, Header, WalkEnd};
     use tracer_common::frame;
 
     use super::*;
@@ -80,7 +81,8 @@ mod tests {
             frame::python(0x7000, 3),
             frame::python(0x7008, 4),
         ];
-        let raw = RawStack { header: Header::default(), id: 1, end: WalkEnd::Complete, words: words.into() };
+        let (end, asked) = (WalkEnd::Complete, Asked::Unknown);
+        let raw = RawStack { header: Header::default(), id: 1, end, asked, words: words.into() };
         let stack = stack(&MAPPINGS, |addr| (addr == 0x7000).then_some(5), &raw);
         let expected = [
             CodeAddr::Unmapped { addr: 0x3000 },

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tracer_common::counter::Counter;
+use tracer_common::probe::Domain;
 
 use crate::cli::args::ReportArgs;
 use crate::cli::plan::OutputPlan;
@@ -15,7 +16,7 @@ use crate::exit::{Code, Failure};
 use crate::ledger::SizeLimits;
 use crate::model::{Loss, Mapping, Module, Report, Target};
 use crate::output;
-use crate::recording::{FIRST_WITH_DOUBT, Reader, RecordingHeader, Section, Trailer};
+use crate::recording::{FIRST_WITH_CONTENTS, FIRST_WITH_DOUBT, Reader, RecordingHeader, Section, Trailer};
 use crate::summarize::{self, Names, Traced, Window};
 use crate::symbolize::Symbolizer;
 use crate::trace::Trace;
@@ -109,6 +110,10 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
         let ended = targets.iter_mut().zip(&end.targets);
         ended.for_each(|(recorded, ended)| recorded.target.clone_from(ended));
     }
+    if let Some(end) = &mut trailer {
+        let contents = std::mem::take(&mut end.contents).into_iter();
+        targets.iter_mut().zip(contents).for_each(|(recorded, contents)| recorded.trace.contents = contents);
+    }
     let traces: Vec<Traced<'_>> = targets
         .iter()
         .map(|recorded| Traced { target: recorded.target.clone(), trace: &recorded.trace })
@@ -129,6 +134,14 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
             .as_ref()
             .map_or(now_ns.saturating_sub(header.started_mono_ns) / 1_000_000, |end| end.duration_ms),
         min_age,
+        domains: Domain::ALL
+            .into_iter()
+            .filter(|domain| {
+                // Before, everything in a recording was of them.
+                reader.version() < FIRST_WITH_CONTENTS
+                    || header.settings.domains.iter().any(|name| name == domain.name())
+            })
+            .collect(),
     };
     let (mut loss, coverage) = match trailer {
         Some(end) => (end.loss, end.coverage),

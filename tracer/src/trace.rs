@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 pub use codes::Codes;
 
 use crate::ledger::{Ledger, SizeLimits};
-use crate::model::{Event, Mapping, NormalizedStack};
+use crate::model::{Content, Event, Mapping, NormalizedStack};
 use crate::normalize;
 
 /// The books of one image of a process.
@@ -18,13 +18,21 @@ pub struct Trace {
     pub stacks: HashMap<u64, NormalizedStack>,
     /// The Python code objects that the stacks name.
     pub codes: Codes,
+    /// What is in blocks, by the number that events name less one.
+    pub contents: Vec<Content>,
     limits: SizeLimits,
 }
 
 impl Trace {
     /// An empty trace that enters blocks within `limits`.
     pub fn new(limits: SizeLimits) -> Self {
-        Self { ledger: Ledger::new(limits), stacks: HashMap::new(), codes: Codes::default(), limits }
+        Self {
+            ledger: Ledger::new(limits),
+            stacks: HashMap::new(),
+            codes: Codes::default(),
+            contents: Vec::new(),
+            limits,
+        }
     }
 
     /// Enters one event; stacks are placed in `mappings`, and name the code objects known by now. After an
@@ -44,7 +52,7 @@ impl Trace {
 
 #[cfg(test)]
 mod tests {
-    use tracer_common::event::{Header, WalkEnd};
+    use tracer_common::event::{Asked, Header, WalkEnd};
     use tracer_common::frame;
 
     use super::codes::tests::code;
@@ -53,7 +61,13 @@ mod tests {
 
     fn stack(id: u64) -> Event {
         let words = [frame::python(0x1000, 2)].into();
-        Event::Stack(RawStack { header: Header::default(), id, end: WalkEnd::Complete, words })
+        Event::Stack(RawStack {
+            header: Header::default(),
+            id,
+            end: WalkEnd::Complete,
+            asked: Asked::Unknown,
+            words,
+        })
     }
 
     #[test]

@@ -35,13 +35,14 @@ fn event(record: Record<'_>) -> Event {
         Record::Release(record) => Event::Release(record),
         Record::ReplaceBegin(record) => Event::ReplaceBegin(record),
         Record::ReplaceEnd(record) => Event::ReplaceEnd(record),
-        Record::Stack { header, id, end, frames } => {
-            Event::Stack(RawStack { header, id, end, words: frames.iter().collect() })
+        Record::Stack { header, id, end, asked, frames } => {
+            Event::Stack(RawStack { header, id, end, asked, words: frames.iter().collect() })
         }
         Record::Code(code) => Event::Code(code.into()),
         Record::Exec(header) => Event::Exec(header),
         Record::Fork(header) => Event::Fork(header),
         Record::Doubt(record) => Event::Doubt(record),
+        Record::Content(record) => Event::Content(record),
     }
 }
 
@@ -61,6 +62,7 @@ impl Event {
             Self::Stack(stack) => &stack.header,
             Self::Code(code) => &code.header.header,
             Self::Doubt(record) => &record.header,
+            Self::Content(record) => &record.header,
             Self::Exec(header) | Self::Fork(header) => header,
         }
     }

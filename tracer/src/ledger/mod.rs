@@ -12,7 +12,8 @@ pub mod rows;
 
 use hashbrown::HashMap;
 use tracer_common::event::{
-    AllocateRecord, DoubtRecord, Header, Kind, ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord,
+    AllocateRecord, ContentRecord, DoubtRecord, Header, Kind, ReleaseRecord, ReplaceBeginRecord,
+    ReplaceEndRecord,
 };
 use tracer_common::lost;
 use tracer_common::probe::{Domain, Function};
@@ -31,6 +32,8 @@ struct Block {
     size_bytes: u64,
     time_ns: u64,
     row: RowId,
+    /// What is in it, as a [`ContentRecord`] named it last.
+    content: u16,
     is_unsure: bool,
     /// A `realloc` of it has begun and is not known to have failed.
     is_in_call: bool,
@@ -76,6 +79,21 @@ pub struct Inconsistencies {
     /// Allocations at an address still held as outstanding: its free was missed. The older block counts
     /// as freed. That of an unsure block is no surprise and does not count here.
     pub frees_missed: u64,
+    /// Blocks that their allocator was found to hold as free: their free was missed. They count as freed.
+    pub found_free: u64,
+}
+
+/// A block that is outstanding, or unsure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Its row.
+    pub row: RowId,
+    /// Bytes of it that are.
+    pub size_bytes: u64,
+    /// When it was allocated.
+    pub time_ns: u64,
+    /// What is in it; 0 = not known.
+    pub content: u16,
 }
 
 /// The books of one target.
@@ -112,6 +130,7 @@ impl Ledger {
             Event::ReplaceBegin(record) => self.replace_begin(record),
             Event::ReplaceEnd(record) => self.replace_end(record),
             Event::Doubt(record) => self.doubt(record),
+            Event::Content(record) => self.look_into(record),
             Event::Stack(_) | Event::Code(_) | Event::Exec(_) | Event::Fork(_) => {}
         }
     }
@@ -131,20 +150,58 @@ impl Ledger {
         self.heap.len() + self.mapped.len()
     }
 
-    /// Every outstanding block once: its row, bytes outstanding, and when it was allocated. Blocks in the
-    /// middle of a `realloc` are among them, unsure ones are not.
-    pub fn outstanding(&self) -> impl Iterator<Item = (RowId, u64, u64)> + '_ {
+    /// Every outstanding block once. Blocks in the middle of a `realloc` are among them, unsure ones are not.
+    pub fn outstanding(&self) -> impl Iterator<Item = Live> + '_ {
         self.blocks(false)
     }
 
-    /// The same of every block that is unsure.
-    pub fn unsure(&self) -> impl Iterator<Item = (RowId, u64, u64)> + '_ {
+    /// Every block that is unsure.
+    pub fn unsure(&self) -> impl Iterator<Item = Live> + '_ {
         self.blocks(true)
     }
 
-    fn blocks(&self, is_unsure: bool) -> impl Iterator<Item = (RowId, u64, u64)> + '_ {
+    fn blocks(&self, is_unsure: bool) -> impl Iterator<Item = Live> + '_ {
         let chosen = self.heap.values().filter(move |block| block.is_unsure == is_unsure);
-        chosen.map(|block| (block.row, block.size_bytes, block.time_ns)).chain(self.mapped.blocks(is_unsure))
+        let heap = chosen.map(|block| Live {
+            row: block.row,
+            size_bytes: block.size_bytes,
+            time_ns: block.time_ns,
+            content: block.content,
+        });
+        let mapped = self.mapped.blocks(is_unsure).map(|(row, size_bytes, time_ns)| Live {
+            row,
+            size_bytes,
+            time_ns,
+            content: ContentRecord::UNKNOWN,
+        });
+        heap.chain(mapped)
+    }
+
+    /// The outstanding heap blocks: address, size, the domain that the probe told, the stack.
+    pub fn heap_blocks(&self) -> impl Iterator<Item = (u64, u64, Domain, u64)> + '_ {
+        let sure = self.heap.iter().filter(|(_, block)| !block.is_unsure && !block.is_in_call);
+        sure.map(|(addr, block)| {
+            let row = self.rows.get(block.row);
+            (*addr, block.size_bytes, row.domain, row.stack)
+        })
+    }
+
+    /// Whether a heap block at `addr` is outstanding that was there at `time_ns`.
+    pub fn has_heap_block(&self, addr: u64, time_ns: u64) -> bool {
+        self.heap.get(&addr).is_some_and(|block| block.time_ns <= time_ns)
+    }
+
+    fn look_into(&mut self, record: &ContentRecord) {
+        if !self.has_heap_block(record.addr, record.header.time_ns) {
+            return;
+        }
+        if record.content == u64::from(ContentRecord::FREE) {
+            if self.free_heap(record.addr, record.header.time_ns) {
+                self.inconsistencies.found_free += 1;
+            }
+        } else if let Some(block) = self.heap.get_mut(&record.addr) {
+            block.content = u16::try_from(record.content).unwrap_or(ContentRecord::UNKNOWN);
+        }
     }
 
     /// What has to be entered for the frees that the kernel side could not send: `lost_ns` gives the time in
@@ -206,7 +263,14 @@ impl Ledger {
         }
         let entered = self.limits.admit(size_bytes).then(|| {
             let row = self.rows.allocated(stack, domain, size_bytes);
-            Block { size_bytes, time_ns, row, is_unsure: false, is_in_call: false }
+            Block {
+                size_bytes,
+                time_ns,
+                row,
+                content: ContentRecord::UNKNOWN,
+                is_unsure: false,
+                is_in_call: false,
+            }
         });
         let older = match entered {
             Some(block) => self.heap.insert(addr, block),

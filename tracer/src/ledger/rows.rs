@@ -49,6 +49,14 @@ impl Rows {
         self.totals.iter()
     }
 
+    /// One of them.
+    ///
+    /// # Panics
+    /// When `row` is not of these rows.
+    pub fn get(&self, row: RowId) -> &StackTotals {
+        &self.totals[row.index()]
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.totals.len()

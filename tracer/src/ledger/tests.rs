@@ -53,7 +53,7 @@ fn outstanding(ledger: &Ledger) -> BTreeMap<u64, (u64, u64)> {
     }
     let stacks: Vec<u64> = ledger.rows().iter().map(|row| row.stack).collect();
     let mut by_blocks = BTreeMap::<u64, (u64, u64)>::new();
-    for (row, bytes, _) in ledger.outstanding() {
+    for Live { row, size_bytes: bytes, .. } in ledger.outstanding() {
         let entry = by_blocks.entry(stacks[row.index()]).or_default();
         entry.0 += 1;
         entry.1 += bytes;

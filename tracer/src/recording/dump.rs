@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use tracer_common::event::Header;
+use tracer_common::event::{Asked, Header};
 use tracer_common::frame::{self, NO_UNIT_YET, UNKNOWN_UNIT};
 use tracer_common::probe::Function;
 use tracer_common::record::Record;
@@ -117,6 +117,7 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
         Record::Exec(_) => "exec",
         Record::Fork(_) => "fork",
         Record::Doubt(_) => "doubt",
+        Record::Content(_) => "content",
     };
     write!(out, "  {time} {name} target={target} tid={tid}")?;
     match Function::from_number(function) {
@@ -137,11 +138,15 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
             " addr={:#x} size={} stack={:#x} released={:#x}",
             record.addr, record.size_bytes, record.stack, record.released_addr
         )?,
-        Record::Stack { id, end, frames, .. } => {
+        Record::Stack { id, end, asked, frames, .. } => {
             write!(out, " id={id:#x} end={end:?}")?;
+            if *asked != Asked::Unknown {
+                write!(out, " asked={asked:?}")?;
+            }
             frames.iter().try_for_each(|word| write_frame(word, out))?;
         }
         Record::Doubt(record) => write!(out, " addr={:#x}", record.addr)?,
+        Record::Content(record) => write!(out, " addr={:#x} content={}", record.addr, record.content)?,
         Record::Code(code) => {
             write!(out, " addr={:#x} check={:#x}", code.header.code_addr, code.header.check)?;
             write_code(&PythonCode::new(&RawCode::from(*code)), out)?;

@@ -8,20 +8,24 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tracer_common::record::Record;
 
-use crate::model::{CodeAddr, Coverage, Frame, Loss, Mapping, Mode, Target};
+use crate::model::{CodeAddr, Content, Coverage, Frame, Loss, Mapping, Mode, Target};
 
 /// The format that this program writes, and the newest that it reads. Raised when a reader of the old
 /// format would get wrong figures from the new one; a section type or a JSON field more does not raise it.
 ///
 /// Version 2 has targets that were found after the start, and records of doubt and of forks; version 3 has
-/// frames that are no return addresses, and the Python code objects that some of them name.
-pub const VERSION: u32 = 3;
+/// frames that are no return addresses, and the Python code objects that some of them name; version 4 has
+/// what was found in blocks, and what calls asked for.
+pub const VERSION: u32 = 4;
 
 /// The oldest format that this program reads. Whatever it holds means the same in the newest.
 pub const OLDEST_VERSION: u32 = 1;
 
 /// The first version that says which blocks are unsure because their free may have been lost.
 pub const FIRST_WITH_DOUBT: u32 = 2;
+
+/// The first version that says what was found in blocks, and what calls asked for.
+pub const FIRST_WITH_CONTENTS: u32 = 4;
 
 /// First bytes of the file.
 pub(super) const MAGIC: [u8; 8] = *b"memtrace";
@@ -266,6 +270,9 @@ pub struct Trailer {
     pub notes: Vec<String>,
     /// Share of the calls that the probes saw, by domain.
     pub coverage: BTreeMap<String, Coverage>,
+    /// By target, what the numbers less one stand for that records of contents name.
+    #[serde(default)]
+    pub contents: Vec<Vec<Content>>,
 }
 
 /// Appends one record to a batch: its length as u16, then its bytes.

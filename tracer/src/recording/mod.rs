@@ -20,9 +20,9 @@ pub(crate) mod tests;
 pub use damage::{Damage, RecordingError};
 pub use dump::dump;
 pub use format::{
-    EVENT_BATCH_BYTES, EventBatch, FIRST_WITH_DOUBT, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings,
-    NamedPlace, NewTarget, OLDEST_VERSION, RawRecords, RecordingHeader, SectionKind, Settings, Trailer,
-    VERSION,
+    EVENT_BATCH_BYTES, EventBatch, FIRST_WITH_CONTENTS, FIRST_WITH_DOUBT, MAX_RECORD_BYTES,
+    MAX_SECTION_BYTES, Mappings, NamedPlace, NewTarget, OLDEST_VERSION, RawRecords, RecordingHeader,
+    SectionKind, Settings, Trailer, VERSION,
 };
 pub use read::{Counts, Reader, Section};
 pub use write::Writer;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use lz4_flex::block::{compress_into, get_maximum_output_size};
 use serde::Serialize;
-use tracer_common::event::{DoubtRecord, Header};
+use tracer_common::event::{ContentRecord, DoubtRecord, Header};
 
 use super::format::{
     EVENT_BATCH_BYTES, MAGIC, MAGIC_TAIL, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings, NamedPlace,
@@ -132,6 +132,17 @@ impl<W: Write> Writer<W> {
     pub fn doubt(&mut self, doubt: &DoubtRecord) -> io::Result<()> {
         let mut raw = header_bytes(&doubt.header).to_vec();
         raw.extend(doubt.addr.to_le_bytes());
+        self.event(&raw)
+    }
+
+    /// Keeps what was found in a block.
+    ///
+    /// # Errors
+    /// As for [`Writer::event`].
+    pub fn content(&mut self, content: &ContentRecord) -> io::Result<()> {
+        let mut raw = header_bytes(&content.header).to_vec();
+        raw.extend(content.addr.to_le_bytes());
+        raw.extend(content.content.to_le_bytes());
         self.event(&raw)
     }
 

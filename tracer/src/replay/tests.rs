@@ -5,7 +5,7 @@ use tracer_common::code::{CodeHeader, SMALL_TABLE_BYTES, TextKind};
 use tracer_common::event::{Header, Kind, WalkEnd};
 use tracer_common::frame::python;
 use tracer_common::lost;
-use tracer_common::probe::Function;
+use tracer_common::probe::{Domain, Function};
 
 use super::*;
 use crate::ledger::SLACK_NS;
@@ -105,7 +105,7 @@ fn header() -> RecordingHeader {
             mode: Mode::Exact,
             min_size_bytes: 0,
             max_size_bytes: None,
-            domains: vec!["malloc".to_owned()],
+            domains: Domain::ALL.iter().map(|domain| domain.name().to_owned()).collect(),
         },
     }
 }
@@ -162,6 +162,7 @@ fn a_recording_gives_the_report_that_was_made_live() {
             now_ns: ended_ns,
             duration_ms: 100,
             min_age,
+            domains: Domain::ALL.to_vec(),
         };
         let traced: Vec<Traced<'_>> = targets
             .iter()
@@ -229,6 +230,7 @@ fn python_frames_are_named_as_they_were_live() {
         now_ns: STARTED_NS,
         duration_ms: 0,
         min_age: Duration::ZERO,
+        domains: Domain::ALL.to_vec(),
     };
     let made_live = summarize::report(
         &traced,

@@ -109,6 +109,8 @@ fn add(totals: Totals, row: &StackRow) -> Totals {
         unmatched_free_count: totals.unmatched_free_count,
         unsure_count: totals.unsure_count.saturating_add(row.unsure_count),
         unsure_bytes: totals.unsure_bytes.saturating_add(row.unsure_bytes),
+        cached_count: totals.cached_count.saturating_add(row.cached_count),
+        cached_bytes: totals.cached_bytes.saturating_add(row.cached_bytes),
     }
 }
 

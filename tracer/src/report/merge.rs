@@ -29,8 +29,14 @@ pub(super) struct MergedRow<'a> {
     pub free_bytes: u64,
     /// Age of the oldest outstanding block, milliseconds.
     pub oldest_age_ms: Option<u64>,
+    /// Dead objects kept by CPython.
+    pub cached_count: u64,
+    /// Their bytes.
+    pub cached_bytes: u64,
+    /// What the memory is, where it is no request.
+    pub label: Option<&'a str>,
     /// Outstanding blocks and bytes by Python type, as far as known.
-    pub python_types: BTreeMap<&'a str, (u64, u64)>,
+    pub python_types: BTreeMap<(&'a str, Option<&'a str>), (u64, u64)>,
     /// The verdict on which all of them agree, else `unknown`.
     pub verdict: &'a str,
     /// Why what is shown of the stack is not whole.
@@ -75,6 +81,9 @@ impl<'a> MergedRow<'a> {
             alloc_bytes: 0,
             free_count: 0,
             free_bytes: 0,
+            cached_count: 0,
+            cached_bytes: 0,
+            label: row.label.as_deref(),
             oldest_age_ms: None,
             python_types: BTreeMap::new(),
             verdict: &row.verdict,
@@ -94,6 +103,8 @@ impl<'a> MergedRow<'a> {
             (&mut self.alloc_bytes, row.alloc_bytes),
             (&mut self.free_count, row.free_count),
             (&mut self.free_bytes, row.free_bytes),
+            (&mut self.cached_count, row.cached_count),
+            (&mut self.cached_bytes, row.cached_bytes),
         ] {
             *sum = sum.saturating_add(part);
         }
@@ -102,12 +113,10 @@ impl<'a> MergedRow<'a> {
             self.verdict = "unknown";
         }
         for entry in row.python_types.iter().flatten() {
-            let number = |key: &str| entry.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
-            if let Some(name) = entry.get("type").and_then(serde_json::Value::as_str) {
-                let (count, bytes) = self.python_types.entry(name).or_default();
-                *count = count.saturating_add(number("count"));
-                *bytes = bytes.saturating_add(number("bytes"));
-            }
+            let known = (entry.type_name.as_str(), entry.part.as_deref());
+            let (count, bytes) = self.python_types.entry(known).or_default();
+            *count = count.saturating_add(entry.count);
+            *bytes = bytes.saturating_add(entry.bytes);
         }
     }
 }
@@ -117,6 +126,7 @@ impl<'a> MergedRow<'a> {
 struct Key<'a> {
     domain: &'a str,
     held: bool,
+    label: Option<&'a str>,
     truncated: Option<&'a str>,
     frames: Vec<FrameKey<'a>>,
 }
@@ -126,6 +136,7 @@ impl<'a> Key<'a> {
         Self {
             domain: &row.domain,
             held: row.bytes_are == BytesAre::Held,
+            label: row.label.as_deref(),
             truncated,
             frames: frames.iter().copied().map(FrameKey::new).collect(),
         }
@@ -182,7 +193,7 @@ impl<'a> FrameKey<'a> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::model::{Loss, Mode, Report, Target, Totals};
+    use crate::model::{Loss, Mode, Report, Target, Totals, TypeCount};
 
     /// A native frame that has a function and nothing else.
     pub(in crate::report) fn frame(function: &str) -> Frame {
@@ -225,7 +236,10 @@ pub(super) mod tests {
             bytes_are: BytesAre::Requested,
             oldest_age_ms: Some(bytes),
             newest_age_ms: Some(0),
+            cached_count: 0,
+            cached_bytes: 0,
             python_types: None,
+            label: None,
             verdict: "unknown".to_owned(),
             truncated: None,
             frames: frames.to_vec(),
@@ -253,6 +267,8 @@ pub(super) mod tests {
                 unmatched_free_count: 0,
                 unsure_count: sum(|row| row.unsure_count),
                 unsure_bytes: sum(|row| row.unsure_bytes),
+                cached_count: sum(|row| row.cached_count),
+                cached_bytes: sum(|row| row.cached_bytes),
             },
             coverage: BTreeMap::new(),
             loss: Loss { complete: true, ..Loss::default() },
@@ -359,22 +375,28 @@ pub(super) mod tests {
 
     #[test]
     fn types_add_up_and_verdicts_must_agree() {
-        let typed = |verdict: &str, types: serde_json::Value| {
+        let typed = |verdict: &str, types: Option<Vec<TypeCount>>| {
             let mut row = row(1, &[frame("f")]);
             row.verdict = verdict.to_owned();
-            row.python_types = types.as_array().cloned();
+            row.python_types = types;
             row
         };
-        let dict = serde_json::json!([{"type": "dict", "count": 3, "bytes": 696}, {"odd": 1}, 5]);
-        let rows = [
-            typed("growing", dict.clone()),
-            typed("growing", dict),
-            typed("growing", serde_json::Value::Null),
-        ];
+        let dict = |part: Option<&str>| TypeCount {
+            type_name: "dict".to_owned(),
+            part: part.map(str::to_owned),
+            count: 3,
+            bytes: 696,
+        };
+        let dicts = Some(vec![dict(None), dict(Some("keys"))]);
+        let rows =
+            [typed("growing", dicts), typed("growing", Some(vec![dict(None)])), typed("growing", None)];
         let merged = outstanding(&rows);
-        assert_eq!(merged[0].python_types, BTreeMap::from([("dict", (6, 1392))]));
+        assert_eq!(
+            merged[0].python_types,
+            BTreeMap::from([(("dict", None), (6, 1392)), (("dict", Some("keys")), (3, 696))])
+        );
         assert_eq!(merged[0].verdict, "growing");
-        let rows = [typed("growing", serde_json::Value::Null), typed("bounded", serde_json::Value::Null)];
+        let rows = [typed("growing", None), typed("bounded", None)];
         assert_eq!(outstanding(&rows)[0].verdict, "unknown");
     }
 

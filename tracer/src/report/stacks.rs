@@ -147,6 +147,13 @@ fn figures(report: &Report, row: &MergedRow<'_>) -> Vec<String> {
         }
         phrases.push(phrase);
     };
+    if row.cached_count > 0 {
+        let cached = units::counted(row.cached_count, "dead object");
+        add(format!("{cached} more ({}) kept by CPython for reuse", units::size(row.cached_bytes)));
+    }
+    if let Some(label) = row.label {
+        add(printable(label).into_owned());
+    }
     if row.verdict != "unknown" {
         add(printable(row.verdict).into_owned());
     }
@@ -164,9 +171,10 @@ fn types(row: &MergedRow<'_>) -> Vec<String> {
     types.sort_by_key(|(_, (count, bytes))| std::cmp::Reverse((*bytes, *count)));
     let types: Vec<String> = types
         .into_iter()
-        .map(|(name, (count, bytes))| {
+        .map(|((name, part), (count, bytes))| {
             let (name, count) = (printable(name), units::count(*count));
-            format!("{count} {name} ({})", units::size(*bytes))
+            let part = part.map_or(String::new(), |part| format!(" {}", printable(part)));
+            format!("{count} {name}{part} ({})", units::size(*bytes))
         })
         .collect();
     let mut phrases = vec!["types:".to_owned()];

@@ -7,14 +7,17 @@ use tracer_common::probe::Domain;
 use super::traced::Traced;
 use crate::model::Coverage;
 
-/// Names of the domains that are probed; `asked` are those named by the user.
-pub fn domains(asked: Option<&[Domain]>, traced: &[Traced]) -> Vec<String> {
+/// The domains that are traced; `asked` are those named by the user.
+pub fn domains(asked: Option<&[Domain]>, traced: &[Traced]) -> Vec<Domain> {
     let is_asked = |domain: Domain| asked.is_none_or(|domains| domains.contains(&domain));
     let has = |domain: Domain| {
-        traced.iter().any(|traced| traced.target.sites.iter().any(|site| site.function.domain() == domain))
+        traced.iter().any(|traced| {
+            let is_probed = traced.target.sites.iter().any(|site| site.function.domain() == domain);
+            // One probe sees the blocks of both.
+            is_probed || (domain == Domain::PyMem && traced.target.has_pool_sites())
+        })
     };
-    let probed = Domain::ALL.into_iter().filter(|domain| is_asked(*domain) && has(*domain));
-    probed.map(|domain| domain.name().to_owned()).collect()
+    Domain::ALL.into_iter().filter(|domain| is_asked(*domain) && has(*domain)).collect()
 }
 
 /// How much of each domain's calls the probes see.
@@ -24,8 +27,10 @@ pub fn coverage(asked: Option<&[Domain]>, traced: &[Traced]) -> BTreeMap<String,
         free_share: share,
         how: how.to_owned(),
     };
-    let mut coverage: BTreeMap<String, Coverage> =
-        domains(asked, traced).into_iter().map(|domain| (domain, of(Some(1.0), "functions"))).collect();
+    let mut coverage: BTreeMap<String, Coverage> = domains(asked, traced)
+        .into_iter()
+        .map(|domain| (domain.name().to_owned(), of(Some(1.0), "functions")))
+        .collect();
     let cpythons = traced.iter().filter_map(|traced| traced.target.cpython.as_ref());
     if cpythons.into_iter().any(|cpython| cpython.unseen_calls().is_some()) {
         for domain in [Domain::PyMem, Domain::PyObject] {

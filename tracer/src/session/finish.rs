@@ -48,6 +48,7 @@ impl Live<'_> {
             now_ns,
             duration_ms: now_ns.saturating_sub(self.started_ns) / 1_000_000,
             min_age: self.plan.output.min_age,
+            domains: coverage::domains(self.plan.domains.as_deref(), &self.traced),
         };
         let loss = summarize::loss(&counters, self.decoder.undecodable());
         Ok(summarize::report(
@@ -107,6 +108,7 @@ impl Live<'_> {
                 loss: summarize::loss(&counters, self.decoder.undecodable()),
                 notes,
                 coverage: report.coverage.clone(),
+                contents: self.traced.iter().map(|traced| traced.trace.contents.clone()).collect(),
             };
             if let Err(error) = recorder.finish(&named_places(&names), &trailer) {
                 self.fail(error);

@@ -11,6 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, interval_at};
 
+use super::asked;
 use super::coverage;
 use super::detacher::Detacher;
 use super::recorder::Recorder;
@@ -186,7 +187,10 @@ impl<'a> Live<'a> {
                     mode: Mode::Exact,
                     min_size_bytes: self.plan.limits.min_bytes,
                     max_size_bytes: Some(self.plan.limits.max_bytes).filter(|max| *max != u64::MAX),
-                    domains: coverage::domains(self.plan.domains.as_deref(), &self.traced),
+                    domains: coverage::domains(self.plan.domains.as_deref(), &self.traced)
+                        .into_iter()
+                        .map(|domain| domain.name().to_owned())
+                        .collect(),
                 },
             };
             let mut recorder = Recorder::create(path, &header)?;
@@ -323,9 +327,15 @@ impl<'a> Live<'a> {
                     // As it is now, and without what lay in the ring buffer behind each field.
                     record = code.encode().into();
                 }
-                Event::Stack(_) if is_fresh.get(index) == Some(&false) => {
-                    self.refresh(index);
-                    is_fresh[index] = true;
+                Event::Stack(stack) => {
+                    if is_fresh.get(index) == Some(&false) {
+                        self.refresh(index);
+                        is_fresh[index] = true;
+                    }
+                    if let Some(traced) = self.traced.get_mut(index) {
+                        traced.look_at(stack, &self.shared);
+                        record = asked::encode(stack).into();
+                    }
                 }
                 Event::Exec(_) => self.exec(index),
                 Event::Fork(_) => self.forked(index),

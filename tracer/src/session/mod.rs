@@ -1,5 +1,6 @@
 //! The session: wires the stages together for a live trace. See the picture in the crate's documentation.
 
+mod asked;
 mod code_reader;
 mod coverage;
 mod detacher;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use crate::model::{Mapping, Module};
-use crate::target::{MappedFile, Mappings};
+use crate::target::{Calls, MappedFile, Mappings};
 
 /// What makes two mapped files one: device, inode, and what they say of themselves, should a number be
 /// given anew.
@@ -21,6 +21,13 @@ impl ModuleTable {
     /// Every module by its number, with its file where that could be opened.
     pub fn modules(&self) -> &[(Module, Option<File>)] {
         &self.modules
+    }
+
+    /// What the calls in a file's code lead to; `None` where it cannot be read.
+    pub fn calls(&self, module: u32) -> Option<Calls> {
+        let (module, file) = self.modules.get(module as usize)?;
+        let calls = Calls::read(file.as_ref()?);
+        calls.inspect_err(|error| log::info!("calls in {}: {error}", module.path)).ok()
     }
 
     /// The mappings of a target with modules numbered for the session.

@@ -3,12 +3,13 @@
 //! What is mapped inside a call that is followed to its end belongs to that call. The C library's `free` is
 //! not, since almost every call of it needs one trap less so; but where it is a thread's first call, it sets
 //! up the thread's arena. Such a mapping is known by its stack. So is one that a preloaded allocator makes,
-//! whose functions often end in a jump to the one that maps.
+//! whose functions often end in a jump to the one that maps. Arenas of pymalloc are its own where the blocks in
+//! them are traced, else they stay, by that name.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
-use tracer_common::event::AllocateRecord;
+use tracer_common::event::{AllocateRecord, Asked};
 use tracer_common::probe::{Domain, Ending, Function};
 
 use super::modules::ModuleTable;
@@ -22,12 +23,15 @@ pub struct OwnPages {
     frees: Vec<(u32, Range<u64>)>,
     /// Modules that are allocators and nothing else.
     allocators: Vec<u32>,
+    /// Whether what pymalloc maps is left out, since the blocks in it are traced.
+    drops_arenas: bool,
     stacks: HashSet<u64>,
 }
 
 impl OwnPages {
-    /// Looks at the probed functions of `target`.
-    pub fn learn(&mut self, target: &Target, modules: &mut ModuleTable) {
+    /// Looks at the probed functions of `target`; `traces_pools`: what pymalloc gives from its arenas is traced.
+    pub fn learn(&mut self, target: &Target, modules: &mut ModuleTable, traces_pools: bool) {
+        self.drops_arenas = traces_pools;
         let mapped = target.mappings.modules();
         let mut number = |module: u32| mapped.get(module as usize).map(|mapped| modules.number(mapped));
         let unfollowed = target.sites.iter().filter(|site| {
@@ -52,7 +56,8 @@ impl OwnPages {
             self.frees.iter().any(|(free, code)| *free == module && code.contains(&(return_offset - 1)))
         });
         let by_allocator = stack.frames.first().and_then(in_file);
-        if in_free || by_allocator.is_some_and(|(module, _)| self.allocators.contains(&module)) {
+        let is_arena = self.drops_arenas && stack.asked == Asked::Arena;
+        if is_arena || in_free || by_allocator.is_some_and(|(module, _)| self.allocators.contains(&module)) {
             self.stacks.insert(id);
         }
     }
@@ -84,6 +89,7 @@ mod tests {
                 .map(|(module, offset)| CodeAddr::InFile { module: *module, offset: *offset })
                 .collect(),
             end: WalkEnd::Complete,
+            asked: Asked::Unknown,
         }
     }
 
@@ -106,5 +112,11 @@ mod tests {
         assert!(is_own(Function::Mmap, 10) && is_own(Function::Mmap, 11));
         assert!(![12, 13, 14].into_iter().any(|stack| is_own(Function::Mmap, stack)));
         assert!(!is_own(Function::Malloc, 10));
+        let arena = NormalizedStack { asked: Asked::Arena, ..stack(&[(0, 0x40)]) };
+        own.look_at(15, &arena);
+        assert!(!own.has(&record(Function::Mmap, 15)));
+        own.drops_arenas = true;
+        own.look_at(15, &arena);
+        assert!(own.has(&record(Function::Mmap, 15)));
     }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use tracer_common::event::{DoubtRecord, Header};
+use tracer_common::event::{ContentRecord, DoubtRecord, Header};
 
 use crate::model::{Mapping, Module, Target};
 use crate::recording::{NamedPlace, RecordingHeader, Trailer, Writer};
@@ -78,6 +78,15 @@ impl Recorder {
     /// When the file cannot be written.
     pub fn doubt(&mut self, doubt: &DoubtRecord) -> anyhow::Result<()> {
         let result = self.writer.doubt(doubt);
+        self.wrote(result)
+    }
+
+    /// Appends what was found in a block.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn content(&mut self, content: &ContentRecord) -> anyhow::Result<()> {
+        let result = self.writer.content(content);
         self.wrote(result)
     }
 

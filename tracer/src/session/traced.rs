@@ -1,19 +1,20 @@
 //! One target of a live session: its process, its probes, its mapped code and its books.
 
 use tracer_common::config::TargetEntry;
-use tracer_common::probe::Domain;
+use tracer_common::probe::{Domain, Function};
 use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
+use super::asked::Allocators;
 use super::code_reader::{self, RunningCode};
 use super::modules::ModuleTable;
 use super::own_pages::OwnPages;
 use super::unwind_tables::UnwindTables;
-use crate::model::{Event, Mapping, RawCode};
+use crate::model::{Event, Mapping, RawCode, RawStack};
 use crate::probes::attach::{Attachee, Links};
 use crate::probes::hooks::{Part, Purpose};
 use crate::probes::kernel::Kernel;
-use crate::target::{ProbeSite, Pymalloc, PythonUnknown, Target};
+use crate::target::{ProbeSite, PythonUnknown, Target};
 use crate::trace::Trace;
 
 /// What the targets of a session share: files that are mapped by several are read once.
@@ -30,8 +31,7 @@ pub struct Shared {
 pub fn probed_sites(target: &Target, domains: Option<&[Domain]>) -> Vec<ProbeSite> {
     let Some(domains) = domains else { return target.sites.clone() };
     let is_python = |domain: &Domain| matches!(domain, Domain::PyRaw | Domain::PyMem | Domain::PyObject);
-    let by_sites =
-        target.cpython.as_ref().is_some_and(|cpython| matches!(cpython.pymalloc, Pymalloc::Sites(_)));
+    let by_sites = target.has_pool_sites();
     let needs_malloc = by_sites && domains.iter().any(is_python);
     // Which of the two a block in a pool is of, its probe cannot tell.
     let in_pools = |domain: Domain| domain == Domain::PyObject && domains.contains(&Domain::PyMem);
@@ -69,6 +69,7 @@ pub struct Traced {
     /// What it was told of the interpreter.
     python: Option<PythonLayout>,
     own_pages: OwnPages,
+    allocators: Allocators,
     /// What the kernel side was told of the process.
     entry: Option<TargetEntry>,
 }
@@ -89,6 +90,7 @@ impl Traced {
             placed: None,
             python: None,
             own_pages: OwnPages::default(),
+            allocators: Allocators::default(),
             entry: None,
         }
     }
@@ -105,10 +107,12 @@ impl Traced {
         domains: Option<&[Domain]>,
     ) -> anyhow::Result<Vec<String>> {
         self.mappings = shared.modules.renumber(&self.target.mappings);
-        self.own_pages.learn(&self.target, &mut shared.modules);
+        let sites = probed_sites(&self.target, domains);
+        let traces_pools = sites.iter().any(|site| site.function == Function::PymallocPop);
+        self.own_pages.learn(&self.target, &mut shared.modules, traces_pools);
+        self.allocators.learn(&self.target, &mut shared.modules);
         let mut notes = self.place_code(kernel, shared);
         notes.extend(self.place_python(kernel));
-        let sites = probed_sites(&self.target, domains);
         let modules = self.target.mappings.modules();
         let tgid = self.target.process.tgid;
         let current_break_addr = self.target.current_break_addr().unwrap_or(0);
@@ -212,6 +216,11 @@ impl Traced {
         {
             code_reader::complete(code, &running);
         }
+    }
+
+    /// Begins a stack with who asked for memory.
+    pub fn look_at(&mut self, stack: &mut RawStack, shared: &Shared) {
+        self.allocators.look_at(stack, &self.mappings, &shared.modules);
     }
 
     /// Enters an event in the books; tells whether it is one for the books.

@@ -214,7 +214,13 @@ mod tests {
             table: [].into(),
         };
         trace.apply(&Event::Code(code), &[]);
-        let raw = RawStack { header: Default::default(), id: 1, end, words: words.into() };
+        let raw = RawStack {
+            header: Default::default(),
+            id: 1,
+            end,
+            asked: Default::default(),
+            words: words.into(),
+        };
         trace.apply(&Event::Stack(raw), &[]);
         Framer::new(names, &trace.codes).frames(&trace.stacks[&1])
     }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use tracer_common::probe::Domain;
+
 use super::code::constants;
 use super::elf::{Elf, ElfError, Symbol, SymbolKind};
 use super::pymalloc::{self, Pymalloc};
@@ -59,8 +61,9 @@ pub struct CPython {
     pub free_threaded: Option<bool>,
     /// How its requests to pymalloc can be seen.
     pub pymalloc: Pymalloc,
-    /// Offsets in the module's file of its allocators' own functions.
-    pub allocator_code: Vec<Range<u64>>,
+    /// Offsets in the module's file of its allocators' own functions, and the domain of those that a program
+    /// calls.
+    pub allocator_code: Vec<(Range<u64>, Option<Domain>)>,
     /// What its frames are walked by; why they cannot be.
     pub(super) file: Result<PythonFile, PythonUnknown>,
 }

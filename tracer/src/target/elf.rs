@@ -261,6 +261,14 @@ impl Elf {
         self.file_bytes_from(vaddr).map(|(offset, _)| offset)
     }
 
+    /// Address of an offset in the file, where a segment has it.
+    pub fn vaddr(&self, file_offset: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let inside = file_offset.checked_sub(segment.file_offset)?;
+            (inside < segment.file_size).then(|| segment.vaddr.wrapping_add(inside))
+        })
+    }
+
     /// Up to `len` bytes that the file gives an address; fewer at the end of its segment.
     pub fn bytes_at_vaddr(&self, vaddr: u64, len: u64) -> Option<&[u8]> {
         let (offset, available) = self.file_bytes_from(vaddr)?;

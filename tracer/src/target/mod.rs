@@ -6,6 +6,7 @@
 
 pub mod allocators;
 mod c_library;
+mod calls;
 mod code;
 pub mod cpython;
 pub mod elf;
@@ -34,6 +35,7 @@ use crate::model;
 
 pub use allocators::{InlinedPolicy, ProbeSite};
 pub use c_library::CLibrary;
+pub use calls::Calls;
 pub use cpython::{CPython, PythonVersion};
 pub use error::TargetError;
 pub use mappings::{Changes, MappedFile, Mappings};
@@ -171,6 +173,11 @@ impl Target {
             inspected.is_some_and(|found| found.is_preloadable_allocator())
         };
         self.mappings.mapped_now().into_iter().filter(is_allocator).collect()
+    }
+
+    /// Whether blocks of pymalloc are seen where they leave and enter their pools.
+    pub fn has_pool_sites(&self) -> bool {
+        self.cpython.as_ref().is_some_and(|cpython| matches!(cpython.pymalloc, Pymalloc::Sites(_)))
     }
 
     /// What calls of the program's allocators will not be seen although there are some, and why.

@@ -22,7 +22,7 @@ fn doubt(ledger: &mut Ledger, marks: &[(u64, u64)]) -> usize {
 fn unsure(ledger: &Ledger) -> BTreeMap<u64, (u64, u64)> {
     let rows: Vec<_> = ledger.rows().iter().collect();
     let mut by_blocks = BTreeMap::<u64, (u64, u64)>::new();
-    for (row, bytes, _) in ledger.unsure() {
+    for Live { row, size_bytes: bytes, .. } in ledger.unsure() {
         let entry = by_blocks.entry(rows[row.index()].stack).or_default();
         entry.0 += 1;
         entry.1 += bytes;

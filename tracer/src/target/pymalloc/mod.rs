@@ -6,7 +6,7 @@ mod sites;
 
 use std::ops::Range;
 
-use tracer_common::probe::BlockPlace;
+use tracer_common::probe::{BlockPlace, Domain};
 
 use super::cpython::PythonVersion;
 use super::elf::{Elf, ElfError, Symbol};
@@ -47,8 +47,8 @@ pub struct PoolSite {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub pymalloc: Pymalloc,
-    /// Offsets in the file of the allocator's own functions.
-    pub own_code: Vec<Range<u64>>,
+    /// Offsets in the file of the allocator's own functions, and the domain of those that a program calls.
+    pub own_code: Vec<(Range<u64>, Option<Domain>)>,
 }
 
 /// Since 3.10 pools have 16 KiB, before 4 (`POOL_SIZE` of `Objects/obmalloc.c`).
@@ -81,7 +81,7 @@ pub(super) fn examine(
         let has = |event| sites.iter().any(|site| site.event == event);
         if has(Event::Pop) && has(Event::Push) && has(Event::Fresh) {
             let fresh = sites.iter().filter(|site| site.event == Event::Fresh);
-            own_code.extend(fresh.filter_map(|site| extents.around(site.vaddr)));
+            own_code.extend(fresh.filter_map(|site| Some((extents.around(site.vaddr)?, None))));
             Pymalloc::Sites(sites)
         } else {
             guards::examine(elf, tables.clone())?
@@ -89,13 +89,14 @@ pub(super) fn examine(
     };
     let entries = tables.unwrap_or_default();
     own_code.extend(own_code::functions(elf, &extents, allocators, &entries)?);
-    let in_file = |code: &Range<u64>| {
+    let in_file = |(code, domain): &(Range<u64>, Option<Domain>)| {
         let start = elf.file_offset(code.start)?;
-        Some(start..start.checked_add(code.end.checked_sub(code.start)?)?)
+        Some((start..start.checked_add(code.end.checked_sub(code.start)?)?, *domain))
     };
-    let mut own_code: Vec<Range<u64>> = own_code.iter().filter_map(in_file).collect();
-    own_code.sort_unstable_by_key(|code| (code.start, code.end));
-    own_code.dedup();
+    let mut own_code: Vec<_> = own_code.iter().filter_map(in_file).collect();
+    // An exported function may be in a table too: its domain is kept.
+    own_code.sort_unstable_by_key(|(code, domain)| (code.start, code.end, domain.is_none()));
+    own_code.dedup_by_key(|(code, _)| code.clone());
     Ok(Found { pymalloc, own_code })
 }
 

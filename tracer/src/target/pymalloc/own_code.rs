@@ -6,9 +6,12 @@ use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, OpKind};
 
+use tracer_common::probe::Domain;
+
 use super::guards::Entry;
 use crate::target::elf::{Elf, ElfError, Symbol};
 use crate::target::extents::Extents;
+use crate::target::names::function_of;
 use crate::target::slots::Slot;
 
 /// Words of a `PyMemAllocatorEx` behind its context: malloc, calloc, realloc, free.
@@ -17,8 +20,8 @@ const TABLE_FUNCTIONS: u64 = 4;
 /// Parts that one function may be split into.
 const MAX_PARTS: usize = 8;
 
-/// The exported functions `allocators`, and those that the tables with the malloc entries `entries` point to
-/// before a program begins, each with its parts that lie apart.
+/// The exported functions `allocators` with their domains, and those that the tables with the malloc entries
+/// `entries` point to before a program begins, each with its parts that lie apart.
 ///
 /// # Errors
 /// When a table lies outside the file.
@@ -27,7 +30,7 @@ pub(super) fn functions(
     extents: &Extents<'_>,
     allocators: &[&Symbol],
     entries: &[Entry],
-) -> Result<Vec<Range<u64>>, ElfError> {
+) -> Result<Vec<(Range<u64>, Option<Domain>)>, ElfError> {
     let slots: HashMap<u64, Slot> = elf.slots()?.into_iter().collect();
     let in_table = |addr: u64| match slots.get(&addr) {
         Some(Slot::Here(vaddr)) => Some(*vaddr),
@@ -36,9 +39,14 @@ pub(super) fn functions(
     };
     let words =
         entries.iter().flat_map(|entry| (0..TABLE_FUNCTIONS).map(|index| entry.addr.wrapping_add(index * 8)));
-    let starts = allocators.iter().map(|symbol| symbol.vaddr).chain(words.filter_map(in_table));
-    let mut found: Vec<Range<u64>> = Vec::new();
-    for function in starts.filter_map(|start| extents.around(start).filter(|found| found.start == start)) {
+    let exported = allocators.iter().map(|symbol| {
+        let domain = function_of(&symbol.name).map(|function| function.domain());
+        (symbol.vaddr, domain)
+    });
+    let starts = exported.chain(words.filter_map(in_table).map(|start| (start, None)));
+    let mut found = Vec::new();
+    for (start, domain) in starts {
+        let Some(function) = extents.around(start).filter(|found| found.start == start) else { continue };
         let mut parts = vec![function];
         let mut read = 0;
         while let Some(part) = parts.get(read).cloned() {
@@ -49,7 +57,7 @@ pub(super) fn functions(
                 }
             }
         }
-        found.extend(parts);
+        found.extend(parts.into_iter().map(|part| (part, domain)));
     }
     Ok(found)
 }

@@ -1,0 +1,261 @@
+//! The rows of a report: one for each distinct stack and domain.
+//!
+//! The books have a row for each stack that the kernel side sent, and the domain that its probe told. Stacks
+//! that began in different parts of CPython's allocator may be the same without them; and what a block of
+//! pymalloc is, only the call that asked for it tells, or what is in the block.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+use tracer_common::event::{Asked, ContentRecord, WalkEnd};
+use tracer_common::probe::Domain;
+
+use super::frames::Framer;
+use super::{Names, Traced, Window, add, truncation};
+use crate::ledger::Live;
+use crate::ledger::rows::StackTotals;
+use crate::model::{
+    BytesAre, CodeAddr, Content, Frame, FrameKind, Loss, NormalizedStack, PYTHON_NAMES_LOST, StackRow,
+    TypeCount,
+};
+use crate::trace::Trace;
+
+/// What a row shows for a mapping that pymalloc made for itself.
+const ARENA: &str = "pymalloc arena";
+
+/// Blocks, and their bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    count: u64,
+    bytes: u64,
+}
+
+impl Sum {
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Outstanding blocks of one row of the books that have the same content.
+#[derive(Clone, Copy, Debug, Default)]
+struct Old {
+    sum: Sum,
+    oldest_ns: u64,
+    newest_ns: u64,
+}
+
+/// What the single blocks of one row of the books add to its totals.
+#[derive(Clone, Debug, Default)]
+struct Blocks {
+    /// Old enough to be listed, by content. Few rows have blocks of more than two.
+    old: Vec<(u16, Old)>,
+    /// Unsure blocks that are too young to be listed.
+    young_unsure: Sum,
+}
+
+/// What makes a row of its own.
+#[derive(PartialEq, Eq, Hash)]
+struct Key<'a> {
+    domain: Domain,
+    is_arena: bool,
+    /// `None` where the stack was lost.
+    stack: Option<(&'a [CodeAddr], WalkEnd)>,
+}
+
+/// A row that is being put together.
+#[derive(Default)]
+struct Draft<'a> {
+    stack: Option<&'a NormalizedStack>,
+    freed: Sum,
+    outstanding: Sum,
+    unsure: Sum,
+    cached: Sum,
+    ages_ns: Option<(u64, u64)>,
+    /// By type and part.
+    types: BTreeMap<(&'a str, Option<&'a str>), Sum>,
+    is_held: bool,
+}
+
+/// The rows of one target.
+pub(super) fn rows<'a>(
+    place: usize,
+    traced: &'a Traced<'_>,
+    names: &Names,
+    window: &Window,
+    loss: &mut Loss,
+) -> Vec<StackRow> {
+    let trace = traced.trace;
+    let blocks = blocks(trace, window);
+    let splits_python = window.domains.iter().any(|domain| is_python(*domain));
+    let mut drafts: HashMap<Key<'a>, Draft<'a>> = HashMap::new();
+    // In the order of the books.
+    let mut order = Vec::new();
+    for (totals, blocks) in trace.ledger.rows().iter().zip(&blocks) {
+        let stack = trace.stacks.get(&totals.stack);
+        let asked = stack.map_or(Asked::Unknown, |stack| stack.asked);
+        let is_arena = asked == Asked::Arena;
+        let asked = if splits_python { asked } else { Asked::Unknown };
+        let mut add_to = |domain: Domain, add: &dyn Fn(&mut Draft<'a>)| {
+            let frames = stack.map(|stack| (&*stack.frames, stack.end));
+            let entry = drafts.entry(Key { domain, is_arena, stack: frames });
+            if let Entry::Vacant(_) = entry {
+                order.push((domain, is_arena, frames));
+            }
+            let draft = entry.or_default();
+            draft.stack = stack;
+            draft.is_held |= totals.domain == Domain::PyObject;
+            add(draft);
+        };
+        let gone = Sum { count: totals.free_count, bytes: totals.free_bytes };
+        let unsure = Sum {
+            count: totals.unsure_count - blocks.young_unsure.count,
+            bytes: totals.unsure_bytes - blocks.young_unsure.bytes,
+        };
+        if gone.count + gone.bytes + unsure.count > 0 {
+            add_to(domain_of(totals, asked, None), &|draft| {
+                draft.freed.add(gone);
+                draft.unsure.add(unsure);
+            });
+        }
+        for (number, old) in &blocks.old {
+            let content = content(trace, *number);
+            add_to(domain_of(totals, asked, content), &|draft| draft.add_outstanding(old, content));
+        }
+    }
+    let mut framer = Framer::new(names, &trace.codes);
+    let mut unnamed = 0;
+    // A stack may be in several rows, of several domains.
+    let mut counted: HashMap<&[CodeAddr], ()> = HashMap::new();
+    let mut rows = Vec::new();
+    for (domain, is_arena, stack) in order {
+        let Some(draft) = drafts.remove(&Key { domain, is_arena, stack }) else { continue };
+        if !window.domains.contains(&domain) {
+            continue;
+        }
+        let row = draft.finish(traced.target.pid, domain, is_arena, &mut framer);
+        match draft.stack {
+            None => loss.stacks_lost += row.alloc_count + row.unsure_count,
+            Some(stack) if counted.insert(&stack.frames, ()).is_none() => {
+                loss.stacks_truncated += u64::from(stack.end != WalkEnd::Complete);
+                unnamed += row.frames.iter().filter(|frame| is_unnamed_python(frame)).count() as u64;
+            }
+            Some(_) => {}
+        }
+        rows.push(StackRow { target: Some(place), ..row });
+    }
+    add(&mut loss.detail, PYTHON_NAMES_LOST, unnamed);
+    rows
+}
+
+fn blocks(trace: &Trace, window: &Window) -> Vec<Blocks> {
+    let min_age_ns = u64::try_from(window.min_age.as_nanos()).unwrap_or(u64::MAX);
+    let age_ns = |block: &Live| window.now_ns.saturating_sub(block.time_ns);
+    let mut all = vec![Blocks::default(); trace.ledger.rows().len()];
+    for block in trace.ledger.outstanding().filter(|block| age_ns(block) >= min_age_ns) {
+        let old = &mut all[block.row.index()].old;
+        let index = match old.iter().position(|(content, _)| *content == block.content) {
+            Some(index) => index,
+            None => {
+                old.push((block.content, Old { newest_ns: u64::MAX, ..Old::default() }));
+                old.len() - 1
+            }
+        };
+        let old = &mut old[index].1;
+        old.sum.add(Sum { count: 1, bytes: block.size_bytes });
+        old.oldest_ns = old.oldest_ns.max(age_ns(&block));
+        old.newest_ns = old.newest_ns.min(age_ns(&block));
+    }
+    for block in trace.ledger.unsure().filter(|block| age_ns(block) < min_age_ns) {
+        all[block.row.index()].young_unsure.add(Sum { count: 1, bytes: block.size_bytes });
+    }
+    all
+}
+
+/// What a number of the events stands for; `None` where nobody has looked, or the recording lacks its end.
+fn content(trace: &Trace, number: u16) -> Option<&Content> {
+    if number == ContentRecord::UNKNOWN {
+        return None;
+    }
+    trace.contents.get(usize::from(number) - 1)
+}
+
+const fn is_python(domain: Domain) -> bool {
+    matches!(domain, Domain::PyRaw | Domain::PyMem | Domain::PyObject)
+}
+
+/// The domain of blocks in a row of the books: what they are, else what the call asked for, else what the
+/// probe tells.
+fn domain_of(totals: &StackTotals, asked: Asked, content: Option<&Content>) -> Domain {
+    let by_call = match asked {
+        Asked::PyRaw => Some(Domain::PyRaw),
+        Asked::PyMem => Some(Domain::PyMem),
+        Asked::PyObject => Some(Domain::PyObject),
+        Asked::Unknown | Asked::Arena | Asked::Interpreter => None,
+    };
+    match content {
+        Some(Content { type_name: Some(_), part: None, .. }) => Domain::PyObject,
+        Some(Content { type_name: Some(_), .. }) => by_call.unwrap_or(Domain::PyMem),
+        // In a pool there are objects, and what `PyMem_*` gave.
+        Some(_) if totals.domain == Domain::PyObject => by_call.unwrap_or(Domain::PyMem),
+        _ if asked == Asked::Interpreter => Domain::PyRaw,
+        _ => by_call.unwrap_or(totals.domain),
+    }
+}
+
+impl<'a> Draft<'a> {
+    fn add_outstanding(&mut self, old: &Old, content: Option<&'a Content>) {
+        if content.is_some_and(|content| content.is_parked) {
+            return self.cached.add(old.sum);
+        }
+        self.outstanding.add(old.sum);
+        let (oldest, newest) = self.ages_ns.unwrap_or((0, u64::MAX));
+        self.ages_ns = Some((oldest.max(old.oldest_ns), newest.min(old.newest_ns)));
+        if let Some(Content { type_name: Some(name), part, .. }) = content {
+            self.types.entry((name, part.as_deref())).or_default().add(old.sum);
+        }
+    }
+
+    fn finish(&self, pid: u32, domain: Domain, is_arena: bool, framer: &mut Framer<'_>) -> StackRow {
+        let ms = |ns: u64| ns / 1_000_000;
+        let mut types: Vec<TypeCount> = self
+            .types
+            .iter()
+            .map(|((name, part), sum)| TypeCount {
+                type_name: (*name).to_owned(),
+                part: part.map(str::to_owned),
+                count: sum.count,
+                bytes: sum.bytes,
+            })
+            .collect();
+        types.sort_by_key(|known| std::cmp::Reverse((known.bytes, known.count)));
+        StackRow {
+            pid,
+            target: None,
+            domain: domain.name().to_owned(),
+            outstanding_count: self.outstanding.count,
+            outstanding_bytes: self.outstanding.bytes,
+            alloc_count: self.freed.count + self.outstanding.count,
+            alloc_bytes: self.freed.bytes + self.outstanding.bytes,
+            free_count: self.freed.count,
+            free_bytes: self.freed.bytes,
+            unsure_count: self.unsure.count,
+            unsure_bytes: self.unsure.bytes,
+            cached_count: self.cached.count,
+            cached_bytes: self.cached.bytes,
+            bytes_are: if self.is_held { BytesAre::Held } else { BytesAre::Requested },
+            oldest_age_ms: self.ages_ns.map(|(oldest, _)| ms(oldest)),
+            newest_age_ms: self.ages_ns.map(|(_, newest)| ms(newest)),
+            python_types: Some(types).filter(|types| !types.is_empty()),
+            label: is_arena.then(|| ARENA.to_owned()),
+            verdict: "unknown".to_owned(),
+            truncated: self.stack.and_then(|stack| truncation(stack.end)).map(str::to_owned),
+            frames: self.stack.map(|stack| framer.frames(stack)).unwrap_or_default(),
+        }
+    }
+}
+
+/// Whether the code object of a Python frame was not read.
+fn is_unnamed_python(frame: &Frame) -> bool {
+    frame.kind == FrameKind::Python && frame.function.is_none()
+}
