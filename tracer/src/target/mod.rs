@@ -39,7 +39,7 @@ pub use calls::Calls;
 pub use cpython::{CPython, PythonVersion};
 pub use error::TargetError;
 pub use mappings::{Changes, MappedFile, Mappings};
-pub use memory::ProcessMemory;
+pub use memory::{MemoryRange, ProcessMemory};
 pub use process::Process;
 pub use pymalloc::Pymalloc;
 pub use python::PythonUnknown;
@@ -233,7 +233,7 @@ impl Target {
     }
 
     /// What is added to a module's addresses: any function of the file tells where it was loaded.
-    fn bias(&self, module: u32) -> Option<u64> {
+    pub fn bias(&self, module: u32) -> Option<u64> {
         let inspected = self.inspected.get(module as usize)?.as_ref()?;
         let known = inspected.functions.first()?;
         let loaded_at = self.mappings.addr_of(module, known.file_offset)?;

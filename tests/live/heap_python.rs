@@ -1,0 +1,174 @@
+//! The heap of Python programs, read from outside, is what the interpreter says of it: `targets/heap`.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use memtrace_tests::harness::python::find;
+use memtrace_tests::harness::pythons::{Installed, of_pyenv, of_suite};
+use memtrace_tests::harness::{Target, as_root};
+use tracer::heap::{BlockState, HeapUnknown, Pools, PymallocHeap};
+use tracer::target::{InlinedPolicy, Process, ProcessMemory};
+
+/// A running program, and its memory.
+struct Heap {
+    program: Target,
+    target: tracer::target::Target,
+    memory: ProcessMemory,
+    _copy: tempfile::TempDir,
+}
+
+impl Heap {
+    fn start(python: &Installed, variables: &[(&str, &str)]) -> Self {
+        let (mut command, copy) = python.command("heap", "heap.py");
+        let program = Target::start_command(command.envs(variables.iter().copied()));
+        let process = Process::open(program.pid()).expect("the program runs");
+        let target =
+            tracer::target::Target::observe(process, InlinedPolicy::LeaveOut).expect("it can be read");
+        let memory = ProcessMemory::open(program.pid()).expect("it can be read");
+        Self { program, target, memory, _copy: copy }
+    }
+
+    /// What the program answers, once it waits for the next command.
+    fn ask(&mut self, command: &str) -> String {
+        let answer = self.program.ask_line(command);
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.program.state() != 'S' {
+            assert!(Instant::now() < end, "the program comes to rest");
+            std::thread::yield_now();
+        }
+        answer
+    }
+
+    fn addrs(&mut self, command: &str) -> Vec<u64> {
+        let answer = self.ask(command);
+        answer.split(' ').map(|addr| u64::from_str_radix(addr, 16).expect("an address")).collect()
+    }
+
+    /// Pools and blocks are as many as the interpreter counts. The sum.
+    fn check_count(&mut self, name: &str, pymalloc: &PymallocHeap) -> u64 {
+        let count = self.ask("count").parse::<u64>().expect("a number");
+        let pools = pymalloc.read_pools(&self.memory);
+        assert!(pools.is_whole(), "{name}: {} unread", pools.unread());
+        let raw = pymalloc.raw_blocks(&self.memory).expect("a count");
+        let sum = pools.used_blocks() + raw;
+        assert!(sum.abs_diff(count) <= AT_REST, "{name}: {} + {raw} is {count}", pools.used_blocks());
+        assert!(raw > 0, "{name}");
+        sum
+    }
+
+    fn states(&self, pools: &Pools, addrs: &[u64]) -> Vec<BlockState> {
+        let mut states = vec![BlockState::Unknown; addrs.len()];
+        pools.look_up(&self.memory, addrs, |index, block| states[index] = block.state);
+        states
+    }
+}
+
+/// Where the blocks begin that addresses lie in.
+fn blocks(pools: &Pools, addrs: &[u64]) -> Vec<u64> {
+    let start = |addr: &u64| Some(*addr - u64::from(pools.block_of(*addr)?.offset));
+    addrs.iter().map(|addr| start(addr).unwrap_or(0)).collect()
+}
+
+/// Most blocks that the program may make or give back between its count and its rest.
+const AT_REST: u64 = 24;
+
+fn check_blocks(python: &Installed) {
+    let name = &python.name;
+    let mut heap = Heap::start(python, &[]);
+    let pymalloc = PymallocHeap::locate(&heap.target, &heap.memory).unwrap_or_else(|e| panic!("{name}: {e}"));
+    heap.check_count(name, &pymalloc);
+    let kept = heap.addrs("keep 3000");
+    let pools = pymalloc.read_pools(&heap.memory);
+    let mut live = HashSet::new();
+    let torn = pools.each_live(&heap.memory, |block| {
+        assert_eq!((block.state, block.bytes.len() % 16), (BlockState::Live, 0));
+        live.insert(block.addr);
+    });
+    assert_eq!((torn, live.len() as u64), (0, pools.used_blocks()), "{name}");
+    let starts = blocks(&pools, &kept);
+    assert!(starts.iter().all(|start| live.contains(start)), "{name}: every object lies in a live block");
+    assert_eq!(HashSet::<u64>::from_iter(starts.iter().copied()).len(), kept.len(), "{name}: no two in one");
+    assert!(heap.states(&pools, &starts).iter().all(|state| *state == BlockState::Live), "{name}");
+    let inside: Vec<u64> = starts.iter().map(|start| start + 8).collect();
+    assert!(heap.states(&pools, &inside).iter().all(|state| *state == BlockState::Free), "{name}");
+    let elsewhere = heap.states(&pools, &[8, u64::MAX, pools.arenas()[0].addr - 8]);
+    assert_eq!(elsewhere, [BlockState::NotPymalloc; 3], "{name}");
+
+    let dropped = blocks(&pools, &heap.addrs("drop 2900"));
+    let pools = pymalloc.read_pools(&heap.memory);
+    let states = heap.states(&pools, &dropped);
+    let count = |state| states.iter().filter(|found| **found == state).count();
+    // Lists, dicts and floats wait on lists of CPython's own, some hundred of them; tuples and, since 3.14, numbers too.
+    let (free, alive) = (count(BlockState::Free) + count(BlockState::NotPymalloc), count(BlockState::Live));
+    assert_eq!(count(BlockState::Unknown), 0, "{name}");
+    assert!(alive < 2600, "{name}: {alive} still live of {}", dropped.len());
+    let kept: Vec<u64> = starts[..100 * 11].to_vec();
+    assert!(heap.states(&pools, &kept).iter().all(|state| *state == BlockState::Live), "{name}");
+    println!("{name}: {} pools, {free} of {} free", pools.pools().len(), dropped.len());
+    heap.program.quit();
+}
+
+fn suite(suite: &str) -> Vec<Installed> {
+    let mut pythons = of_suite(suite);
+    pythons.retain(|python| !python.name.contains("JIT"));
+    assert!(
+        !pythons.is_empty() || suite == "sid",
+        "no Python of Debian {suite}: run `cargo xtask pythons {suite}`"
+    );
+    pythons
+}
+
+/// All that are there.
+fn pythons() -> Vec<Installed> {
+    let suites = ["bullseye", "bookworm", "trixie", "sid"];
+    let own = [true, false].map(|shared| Installed::of(&find(shared)));
+    own.into_iter().chain(suites.into_iter().flat_map(suite)).chain(of_pyenv()).collect()
+}
+
+#[test]
+fn blocks_of_pymalloc_are_those_that_python_counts() {
+    let _root = as_root();
+    for python in pythons() {
+        check_blocks(&python);
+    }
+}
+
+/// Each interpreter has an allocator of its own since 3.12, and all are counted together.
+#[test]
+fn every_interpreter_is_counted() {
+    let _root = as_root();
+    let mut tried = 0;
+    for python in pythons() {
+        let mut heap = Heap::start(&python, &[]);
+        let name = &python.name;
+        let locate = |heap: &Heap| PymallocHeap::locate(&heap.target, &heap.memory).expect("a heap");
+        let alone = locate(&heap);
+        let before = heap.check_count(name, &alone);
+        if heap.ask("interpreters 3") == "none" {
+            continue;
+        }
+        let all = locate(&heap);
+        let after = heap.check_count(name, &all);
+        println!("{name}: {before} blocks, {after} with three more interpreters");
+        assert!(after > before + 6000, "{name}: {before} {after}");
+        assert_eq!(alone != all, python.minor >= 12, "{name}");
+        tried += 1;
+        heap.program.quit();
+    }
+    assert!(tried > 3);
+}
+
+/// What serves no request has no pools, and says so.
+#[test]
+fn other_allocators_are_told() {
+    let _root = as_root();
+    for python in pythons() {
+        let name = &python.name;
+        let heap = Heap::start(&python, &[("PYTHONMALLOC", "malloc")]);
+        let unknown = PymallocHeap::locate(&heap.target, &heap.memory).expect_err(name);
+        assert!(matches!(unknown, HeapUnknown::Unused(_)), "{name}: {unknown}");
+        let mut heap = Heap::start(&python, &[("PYTHONMALLOC", "debug")]);
+        let pymalloc = PymallocHeap::locate(&heap.target, &heap.memory).expect(name);
+        heap.check_count(name, &pymalloc);
+    }
+}

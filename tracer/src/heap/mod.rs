@@ -1,0 +1,11 @@
+//! The heap of a running interpreter, read from outside: nothing is written to it, and it is not stopped.
+//!
+//! Where CPython keeps what is read here moves with each version, and none of it is exported. So nothing is
+//! believed for lying where it was expected: what was found must look like what it should be, and every answer
+//! has a form that says *unknown*.
+
+mod interpreter;
+pub mod pymalloc;
+
+pub use interpreter::{HeapUnknown, Interpreter};
+pub use pymalloc::{Block, BlockState, Pools, PymallocHeap};
