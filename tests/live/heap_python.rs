@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use memtrace_tests::harness::python::find;
 use memtrace_tests::harness::pythons::{Installed, of_pyenv, of_suite};
 use memtrace_tests::harness::{Target, as_root};
-use tracer::heap::{BlockState, HeapUnknown, Pools, PymallocHeap};
+use tracer::heap::{BlockState, HeapUnknown, Interpreter, Pools, PymallocHeap, PythonAllocators};
 use tracer::target::{InlinedPolicy, Process, ProcessMemory};
 
 /// A running program, and its memory.
@@ -170,5 +170,39 @@ fn other_allocators_are_told() {
         let mut heap = Heap::start(&python, &[("PYTHONMALLOC", "debug")]);
         let pymalloc = PymallocHeap::locate(&heap.target, &heap.memory).expect(name);
         heap.check_count(name, &pymalloc);
+    }
+}
+
+/// What serves each domain, in the words that a report has for it.
+#[test]
+fn allocators_of_each_domain_are_told() {
+    let _root = as_root();
+    let plain = "objects and memory: pymalloc; raw: malloc";
+    let debugged = "objects and memory: debug hooks over pymalloc; raw: debug hooks over malloc";
+    let traced = "objects and memory: tracemalloc over pymalloc; raw: tracemalloc over malloc";
+    let all = "objects and memory: tracemalloc over debug hooks over pymalloc; \
+               raw: tracemalloc over debug hooks over malloc";
+    let cases: [(&[(&str, &str)], &str); 5] = [
+        (&[], plain),
+        (&[("PYTHONMALLOC", "malloc")], "objects and memory: malloc; raw: malloc"),
+        (&[("PYTHONMALLOC", "debug")], debugged),
+        (&[("PYTHONTRACEMALLOC", "1")], traced),
+        (&[("PYTHONMALLOC", "debug"), ("PYTHONTRACEMALLOC", "1")], all),
+    ];
+    for python in pythons() {
+        let mimalloc: &[(&str, &str)] = &[("PYTHONMALLOC", "mimalloc")];
+        let mimalloc = match python.minor {
+            15.. => Some((mimalloc, "objects and memory: mimalloc; raw: mimalloc")),
+            13 | 14 => Some((mimalloc, "objects and memory: mimalloc; raw: malloc")),
+            _ => None,
+        };
+        for (variables, expected) in cases.iter().chain(&mimalloc) {
+            let heap = Heap::start(&python, variables);
+            let interpreter = Interpreter::open(&heap.target).expect("an interpreter");
+            let read = PythonAllocators::read(&interpreter, &heap.memory);
+            let told = read.map_or_else(|error| error.to_string(), |read| read.to_string());
+            assert_eq!(told, *expected, "{} {variables:?}", python.name);
+            heap.program.quit();
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! What all readers of an interpreter's heap need: its file, where that lies, and its interpreter states.
 
+use std::ops::Range;
+
 use tracer_common::memory::ReadMemory as _;
 use tracer_common::python::PythonLayout;
 
@@ -58,6 +60,8 @@ pub struct Interpreter {
     pub version: String,
     pub(super) elf: Elf,
     bias: u64,
+    /// Where its code lies.
+    code: Vec<Range<u64>>,
     layout: Result<PythonLayout, PythonUnknown>,
 }
 
@@ -83,6 +87,13 @@ impl Interpreter {
             version: version.to_string(),
             elf: Elf::open(file)?,
             bias: target.bias(cpython.module).ok_or(PythonUnknown::NotMapped)?,
+            code: target
+                .mappings
+                .mappings()
+                .iter()
+                .filter(|mapping| mapping.module == cpython.module)
+                .map(|mapping| mapping.start_addr..mapping.end_addr)
+                .collect(),
             layout: target.python_layout(),
         })
     }
@@ -90,6 +101,11 @@ impl Interpreter {
     /// Where an address of the file lies in the process.
     pub(super) const fn at(&self, vaddr: u64) -> u64 {
         self.bias.wrapping_add(vaddr)
+    }
+
+    /// Whether its own code lies at an address.
+    pub(super) fn has_code(&self, addr: u64) -> bool {
+        self.code.iter().any(|range| range.contains(&addr))
     }
 
     /// The exported symbols of these names.

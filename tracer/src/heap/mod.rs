@@ -4,8 +4,10 @@
 //! believed for lying where it was expected: what was found must look like what it should be, and every answer
 //! has a form that says *unknown*.
 
+mod allocators;
 mod interpreter;
 pub mod pymalloc;
 
+pub use allocators::{Allocator, PythonAllocators};
 pub use interpreter::{HeapUnknown, Interpreter};
 pub use pymalloc::{Block, BlockState, Pools, PymallocHeap};

@@ -20,7 +20,7 @@ mod names;
 pub mod process;
 pub mod pymalloc;
 mod python;
-mod slots;
+pub mod slots;
 mod unnamed;
 
 use std::ops::Range;

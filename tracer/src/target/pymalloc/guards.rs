@@ -67,6 +67,17 @@ pub(super) fn examine(elf: &Elf, entries: Result<Vec<Entry>, String>) -> Result<
     })
 }
 
+/// Address, in the file, of the pointer that an exported allocator function calls through: of the four in a
+/// `PyMemAllocatorEx` the one with its name. `None` where its code does not tell.
+///
+/// # Errors
+/// When parts of the file that the headers announce are missing.
+pub fn table_of(elf: &Elf, allocator: &Symbol) -> Result<Option<u64>, ElfError> {
+    let own_got: HashMap<u64, u64> = elf.own_got_entries()?.into_iter().collect();
+    let code = elf.bytes_at_vaddr(allocator.vaddr, allocator.size.clamp(1, ENTRY_SEARCH_BYTES));
+    Ok(code.and_then(|code| table_entry(code, allocator.vaddr, &own_got)))
+}
+
 /// A function pointer in the table.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
