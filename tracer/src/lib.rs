@@ -23,6 +23,8 @@ pub mod heap;
 pub mod probes;
 pub mod unwind;
 
+pub mod heap;
+
 pub mod collect;
 pub mod ledger;
 pub mod normalize;

@@ -1,12 +1,16 @@
-//! The heap of a running interpreter, read from outside: nothing is written to it, and it is not stopped.
+//! The heap of a running process, read from outside: nothing is written to it, and it is not stopped.
 //!
-//! Where CPython keeps what is read here moves with each version, and none of it is exported. So nothing is
+//! Where CPython and glibc keep what is read here moves with each version, and none of it is exported. So nothing is
 //! believed for lying where it was expected: what was found must look like what it should be, and every answer
 //! has a form that says *unknown*.
 
 mod allocators;
+pub mod batch_read;
+pub mod glibc;
 mod interpreter;
+pub mod mappings;
 pub mod pymalloc;
+pub mod residency;
 
 pub use allocators::{Allocator, PythonAllocators};
 pub use interpreter::{HeapUnknown, Interpreter};

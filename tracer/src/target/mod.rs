@@ -205,6 +205,16 @@ impl Target {
         })
     }
 
+    /// The mapped file that has glibc's malloc in it. `None` without glibc, also where another C library has it.
+    pub fn glibc(&self) -> Option<&MappedFile> {
+        let is_glibc = |module: &u32| {
+            let inspected = self.inspected.get(*module as usize).and_then(Option::as_ref);
+            inspected.is_some_and(|found| found.has_glibc() && !found.is_loader)
+        };
+        let module = self.mappings.mapped_now().into_iter().find(is_glibc)?;
+        self.mappings.modules().get(module as usize).map(Arc::as_ref)
+    }
+
     /// What a walk of the interpreter's frames must know.
     ///
     /// # Errors
