@@ -24,28 +24,27 @@ __asm__(".symver pthread_create,pthread_create@GLIBC_2.2.5");
 
 #define SLOTS (1u << 20)
 #define LIVE 1
-#define FREE 2
+#define FREE 0
 #define THREADS 4
 /* Blocks that each thread has at once. */
 #define HELD 3000
 
 struct slot {
     uintptr_t block;
+    /* Whether it is handed out, and above that how often this has changed. */
     uintptr_t state;
 };
 
 static struct slot table[SLOTS];
-static volatile int locked;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static volatile int running;
 
 static void lock(void) {
-    while (__atomic_exchange_n(&locked, 1, __ATOMIC_ACQUIRE)) {
-        __builtin_ia32_pause();
-    }
+    pthread_mutex_lock(&mutex);
 }
 
 static void unlock(void) {
-    __atomic_store_n(&locked, 0, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&mutex);
 }
 
 static void note(uintptr_t addr, uintptr_t state) {
@@ -56,8 +55,8 @@ static void note(uintptr_t addr, uintptr_t state) {
     while (table[at].block && table[at].block != addr) {
         at = (at + 1) % SLOTS;
     }
+    table[at].state = (((table[at].state >> 1) + 1) << 1) | state;
     table[at].block = addr;
-    table[at].state = state;
 }
 
 /* The table is changed with the heap: nobody else gets the address in between. */

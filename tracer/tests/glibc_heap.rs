@@ -1,6 +1,7 @@
 //! glibc's heap read from outside, against a program that knows the state of each of its blocks, on every glibc at
 //! hand: this machine's and those of the root directories that `cargo xtask test` makes.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -12,17 +13,18 @@ use tracer::heap::mappings;
 use tracer::heap::residency::Residency;
 use tracer::target::{InlinedPolicy, Process, Target};
 
-const LIVE: u64 = 1;
+/// The dynamic loader, under a root directory, and the libraries beside it.
+const LIBRARIES: &str = "lib/x86_64-linux-gnu";
+const LOADER: &str = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 
 /// Where a glibc's files are; `None` for this machine's own.
 type Root = Option<PathBuf>;
 
 fn roots() -> Vec<Root> {
     let named = std::env::var_os("MEMTRACE_TEST_PYTHON_ROOTS").map(PathBuf::from);
-    let directory =
-        named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pythons"));
+    let directory = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pythons"));
     let suites = ["bullseye", "bookworm", "trixie", "sid"].map(|suite| directory.join(suite));
-    let there = suites.into_iter().filter(|root| root.join("lib64/ld-linux-x86-64.so.2").exists());
+    let there = suites.into_iter().filter(|root| root.join(LOADER).exists());
     std::iter::once(None).chain(there.map(Some)).collect()
 }
 
@@ -59,8 +61,8 @@ impl Running {
     fn start(root: &Root) -> Self {
         let mut command = match root {
             Some(root) => {
-                let mut command = Command::new(root.join("lib64/ld-linux-x86-64.so.2"));
-                command.arg("--library-path").arg(root.join("lib/x86_64-linux-gnu")).arg(program());
+                let mut command = Command::new(root.join(LOADER));
+                command.arg("--library-path").arg(root.join(LIBRARIES)).arg(program());
                 command
             }
             None => Command::new(program()),
@@ -91,13 +93,18 @@ impl Running {
         self.ask(command).split(' ').map(|word| word.parse().unwrap()).collect()
     }
 
-    /// Every block that there ever was, and whether it lives.
-    fn blocks(&self) -> Vec<(u64, bool)> {
+    /// Every block that there ever was, and a number that is odd where it lives, and changes when that does.
+    fn states(&self) -> Vec<(u64, u64)> {
         let mut bytes = vec![0; self.table.1 * 16];
         assert_eq!(self.memory.read(self.table.0, &mut bytes).unwrap(), bytes.len());
         let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
         let slots = bytes.chunks_exact(16).map(|slot| (word(&slot[..8]), word(&slot[8..])));
-        slots.filter(|(block, _)| *block != 0).map(|(block, state)| (block, state == LIVE)).collect()
+        slots.filter(|(block, _)| *block != 0).collect()
+    }
+
+    /// Every block, and whether it lives.
+    fn blocks(&self) -> Vec<(u64, bool)> {
+        self.states().into_iter().map(|(block, state)| (block, state % 2 == 1)).collect()
     }
 
     fn target(&self) -> Target {
@@ -131,28 +138,33 @@ struct Agreement {
     free_unknown: usize,
 }
 
-fn agreement(heap: &GlibcHeap, blocks: &[(u64, bool)]) -> Agreement {
-    let addrs: Vec<u64> = blocks.iter().map(|(block, _)| *block).collect();
-    let states = heap.free_among(&addrs).unwrap();
-    let mut sum = Agreement::default();
-    for ((_, is_live), state) in blocks.iter().zip(states) {
-        let count = match (is_live, state) {
-            (true, BlockState::Live) => &mut sum.live,
-            (false, BlockState::Free) => &mut sum.free,
-            (true, BlockState::Free) => &mut sum.live_seen_free,
-            (false, BlockState::Live) => &mut sum.free_seen_live,
-            (true, BlockState::Unknown) => &mut sum.live_unknown,
-            (false, BlockState::Unknown) => &mut sum.free_unknown,
+impl Agreement {
+    fn add(&mut self, is_live: bool, found: BlockState) {
+        let count = match (is_live, found) {
+            (true, BlockState::Live) => &mut self.live,
+            (false, BlockState::Free) => &mut self.free,
+            (true, BlockState::Free) => &mut self.live_seen_free,
+            (false, BlockState::Live) => &mut self.free_seen_live,
+            (true, BlockState::Unknown) => &mut self.live_unknown,
+            (false, BlockState::Unknown) => &mut self.free_unknown,
         };
         *count += 1;
     }
+}
+
+fn agreement(heap: &GlibcHeap, blocks: &[(u64, bool)]) -> Agreement {
+    let addrs: Vec<u64> = blocks.iter().map(|(block, _)| *block).collect();
+    let mut sum = Agreement::default();
+    let found = heap.free_among(&addrs).unwrap();
+    blocks.iter().zip(found).for_each(|((_, is_live), found)| sum.add(*is_live, found));
     sum
 }
 
 /// Sums against `mallinfo`, which counts cached blocks as used.
 fn agrees_with_mallinfo(layers: &HeapLayers, info: &[u64], name: &str) {
     let [arena, mapped_count, mapped_bytes, fast, used, free, keep] = info[..] else { panic!("{info:?}") };
-    let sum = |bytes: fn(&tracer::heap::glibc::ArenaLayers) -> u64| layers.arenas.iter().map(bytes).sum::<u64>();
+    let sum =
+        |bytes: fn(&tracer::heap::glibc::ArenaLayers) -> u64| layers.arenas.iter().map(bytes).sum::<u64>();
     assert_eq!(sum(|arena| arena.system_bytes), arena, "{name}");
     assert_eq!(sum(|arena| arena.fast.bytes), fast, "{name}");
     assert_eq!(sum(|arena| arena.free.bytes + arena.top.bytes + arena.fast.bytes), free, "{name}");
@@ -162,13 +174,8 @@ fn agrees_with_mallinfo(layers: &HeapLayers, info: &[u64], name: &str) {
     assert!(known.abs_diff(arena) < 16, "{name}: {known} bytes are known of {arena}");
     let heads = sum(|arena| {
         let of = |sums: [u64; 5]| sums.iter().sum::<u64>();
-        let blocks = of([
-            arena.in_use.bytes,
-            arena.cached.bytes,
-            arena.fast.bytes,
-            arena.free.bytes,
-            arena.top.bytes,
-        ]);
+        let blocks =
+            of([arena.in_use.bytes, arena.cached.bytes, arena.fast.bytes, arena.free.bytes, arena.top.bytes]);
         arena.system_bytes - blocks
     });
     assert_eq!(sum(|arena| arena.in_use.bytes + arena.cached.bytes) + heads, used, "{name}");
@@ -177,7 +184,12 @@ fn agrees_with_mallinfo(layers: &HeapLayers, info: &[u64], name: &str) {
     let total = layers.mapped_total.unwrap();
     assert_eq!((total.count, total.bytes), (mapped_count, mapped_bytes), "{name}");
     let found: u64 = layers.mapped.iter().map(|chunk| chunk.memory.end - chunk.memory.start).sum();
-    assert_eq!((layers.mapped.len() as u64, found), (mapped_count, mapped_bytes), "{name}");
+    assert_eq!(layers.mapped.len() as u64, mapped_count, "{name}");
+    // glibc 2.43 forgets 16 bytes whenever it resizes or frees one.
+    assert!(
+        found.abs_diff(mapped_bytes) < 4096 && (found == mapped_bytes || name.ends_with("2.43")),
+        "{name}"
+    );
     assert_eq!(sum(|arena| arena.walked.lost_bytes), 0, "{name}");
 }
 
@@ -189,7 +201,7 @@ fn every_block_is_in_the_state_that_the_program_knows() {
         let name = target.libc.clone().unwrap();
         assert_eq!(running.ask("plan"), "done");
         let heap = GlibcHeap::locate(&target).unwrap();
-        for commands in [&["plan"][..], &["churn 20000", "plan"], &["churn 100000"]] {
+        for commands in [&["plan"][..], &["churn 10000", "plan"], &["churn 40000"]] {
             let blocks = running.blocks();
             let found = agreement(&heap, &blocks);
             let live = blocks.iter().filter(|(_, is_live)| *is_live).count();
@@ -198,8 +210,9 @@ fn every_block_is_in_the_state_that_the_program_knows() {
             let (layers, walked) = running.layers(&heap);
             let info = running.numbers("info");
             agrees_with_mallinfo(&layers, &info, &name);
-            let walked: std::collections::HashSet<u64> = walked.into_iter().map(|(block, _)| block).collect();
-            let missing = blocks.iter().filter(|(block, is_live)| *is_live && !walked.contains(block)).count();
+            let walked: HashSet<u64> = walked.into_iter().map(|(block, _)| block).collect();
+            let missing =
+                blocks.iter().filter(|(block, is_live)| *is_live && !walked.contains(block)).count();
             // Of a block that is mapped alone and aligned, the place in its mapping is not seen.
             assert!(missing <= 4, "{name}: {missing} live blocks were not walked");
             commands.iter().for_each(|command| assert_eq!(running.ask(command), "done"));
@@ -207,5 +220,40 @@ fn every_block_is_in_the_state_that_the_program_knows() {
         let (layers, _) = running.layers(&heap);
         eprintln!("{name}: {} arenas, {} caches", layers.arenas.len(), layers.caches);
         assert!(layers.arenas.len() > 1 && layers.caches >= 4, "{name}: {}", layers.caches);
+    }
+}
+
+#[test]
+fn while_the_program_runs_no_live_block_is_taken_for_free() {
+    for root in roots() {
+        let mut running = Running::start(&root);
+        let target = running.target();
+        let name = target.libc.clone().unwrap();
+        assert_eq!(running.ask("churn 5000"), "done");
+        assert_eq!(running.ask("plan"), "done");
+        let heap = GlibcHeap::locate(&target).unwrap();
+        assert_eq!(running.ask("run"), "done");
+        let mut sum = Agreement::default();
+        for _ in 0..3 {
+            let before = running.states();
+            let addrs: Vec<u64> = before.iter().map(|(block, _)| *block).collect();
+            let states = heap.free_among(&addrs).unwrap();
+            let after: HashMap<u64, u64> = running.states().into_iter().collect();
+            // What happens to a block while it is looked at, nobody can tell.
+            let untouched = before.iter().zip(states).filter(|((block, state), _)| after[block] == *state);
+            untouched.for_each(|((_, state), found)| sum.add(state % 2 == 1, found));
+            let (layers, _) = running.layers(&heap);
+            let known: u64 =
+                layers.arenas.iter().flat_map(|arena| &arena.memory).map(|m| m.end - m.start).sum();
+            let lost: u64 = layers.arenas.iter().map(|arena| arena.walked.lost_bytes).sum();
+            assert!(lost * 100 < known, "{name}: {lost} of {known} bytes lost");
+        }
+        eprintln!("{name}: {sum:?}");
+        assert!(sum.live > 2000 && sum.free > 1000, "{name}: {sum:?}");
+        assert_eq!(sum.live_seen_free, 0, "{name}: {sum:?}");
+        // One that moves from a cache to a bin between two reads is in neither.
+        assert!(sum.free_seen_live * 10_000 <= sum.free, "{name}: {sum:?}");
+        assert!((sum.live_unknown + sum.free_unknown) * 20 < sum.live + sum.free, "{name}: {sum:?}");
+        assert_eq!(running.ask("rest"), "done");
     }
 }

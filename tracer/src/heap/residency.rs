@@ -76,9 +76,7 @@ impl Residency {
     pub fn has_content(&self, addr: u64) -> bool {
         let page = addr / PAGE_BYTES;
         let mut extents = self.extents_of(addr..addr + 1);
-        extents.any(|(extent, _)| {
-            extent.bit(&extent.resident, page) || extent.bit(&extent.swapped, page)
-        })
+        extents.any(|(extent, _)| extent.bit(&extent.resident, page) || extent.bit(&extent.swapped, page))
     }
 
     /// Addresses of the resident pages in `range`.
@@ -142,7 +140,8 @@ impl Extent {
         // More than the kernel counts: what no process owns alone is the page of zeroes, not one shared by a fork.
         let counted_pages = mapping.usage.rss_bytes / PAGE_BYTES;
         let is_counted = mapping.usage != super::mappings::Usage::default();
-        if is_counted && resident_pages - doubtful_pages.min(resident_pages) + doubtful_pages / 2 >= counted_pages
+        if is_counted
+            && resident_pages - doubtful_pages.min(resident_pages) + doubtful_pages / 2 >= counted_pages
         {
             extent.resident.iter_mut().zip(&doubtful).for_each(|(word, doubt)| *word &= !doubt);
         }

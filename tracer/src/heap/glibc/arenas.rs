@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use super::GlibcHeap;
 use super::layout::{
-    ALIGNMENT, FLAGS_OFFSET, HEADER_BYTES, HEAP_ALIGNMENTS, HEAP_ARENA, HEAP_INFO_BYTES, HEAP_PREV, HEAP_SIZE,
-    IS_MMAPPED, MIN_CHUNK_BYTES, NON_MAIN_ARENA, NONCONTIGUOUS, PREV_IN_USE, SIZE_MASK, SIZE_OFFSET,
+    ALIGNMENT, FLAGS_OFFSET, HEADER_BYTES, HEAP_ALIGNMENTS, HEAP_ARENA, HEAP_INFO_BYTES, HEAP_PREV,
+    HEAP_SIZE, IS_MMAPPED, MIN_CHUNK_BYTES, NON_MAIN_ARENA, NONCONTIGUOUS, PREV_IN_USE, SIZE_MASK,
+    SIZE_OFFSET,
 };
 use super::locate::ring;
 use crate::heap::residency::{PAGE_BYTES, Residency};
@@ -71,8 +72,11 @@ impl GlibcHeap {
         if let (Some(main), Some(residency)) = (arenas.first(), residency) {
             let missing = main.system_bytes.saturating_sub(main.known_bytes());
             if missing >= LEAST_SEPARATE_BYTES {
-                let taken: Vec<Range<u64>> =
-                    arenas.iter().flat_map(|arena| &arena.regions).map(|region| region.memory.clone()).collect();
+                let taken: Vec<Range<u64>> = arenas
+                    .iter()
+                    .flat_map(|arena| &arena.regions)
+                    .map(|region| region.memory.clone())
+                    .collect();
                 let found = self.separate_regions(arenas[0].top_addr, missing, private, &taken, residency);
                 arenas[0].regions.extend(found);
                 arenas[0].regions.sort_by_key(|region| region.chunks.start);

@@ -60,7 +60,10 @@ enum List {
 impl GlibcHeap {
     /// Whether a chunk of this size may hold a thread's cache.
     pub(super) fn may_be_cache(&self, size: u64) -> bool {
-        self.layout.cache.is_some_and(|cache| cache.chunk_bytes == size)
+        // What is too small to be a chunk of its own is not cut off.
+        self.layout
+            .cache
+            .is_some_and(|cache| (cache.chunk_bytes..cache.chunk_bytes + MIN_CHUNK_BYTES).contains(&size))
     }
 
     /// Reads the lists of those of `candidates` that are caches, and the fast bins.

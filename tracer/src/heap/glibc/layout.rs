@@ -49,14 +49,8 @@ pub(super) struct ArenaLayout {
 }
 
 impl ArenaLayout {
-    pub(super) const UP_TO_2_42: Self = Self {
-        fast_bins: Some(16),
-        top: 96,
-        bins: 112,
-        next: 2160,
-        system_mem: 2184,
-        bytes: 2200,
-    };
+    pub(super) const UP_TO_2_42: Self =
+        Self { fast_bins: Some(16), top: 96, bins: 112, next: 2160, system_mem: 2184, bytes: 2200 };
     pub(super) const SINCE_2_43: Self =
         Self { fast_bins: None, top: 8, bins: 24, next: 2072, system_mem: 2096, bytes: 2112 };
 
@@ -91,8 +85,7 @@ impl CacheLayout {
         count_bytes: 1,
         counts_blocks: true,
     };
-    const UP_TO_2_41: Self =
-        Self { entries: 128, chunk_bytes: 0x290, count_bytes: 2, ..Self::UP_TO_2_29 };
+    const UP_TO_2_41: Self = Self { entries: 128, chunk_bytes: 0x290, count_bytes: 2, ..Self::UP_TO_2_29 };
     const SINCE_2_42: Self = Self {
         entries: 152,
         lists: 76,

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::layout::{
-    ALIGNMENT, FLAGS_OFFSET, HEAP_ARENA, HEAP_INFO_BYTES, HEADER_BYTES, Layout, NONCONTIGUOUS, ParametersLayout,
+    ALIGNMENT, FLAGS_OFFSET, HEADER_BYTES, HEAP_ARENA, HEAP_INFO_BYTES, Layout, NONCONTIGUOUS,
+    ParametersLayout,
 };
 use crate::heap::batch_read::BatchReader;
 
@@ -111,7 +112,8 @@ pub(super) fn parameters(data: &Data, layout: &Layout, heap: &Range<u64>) -> Opt
             heap.contains(&main_heap)
                 && chunks <= most_chunks
                 && bytes <= most_bytes
-                && bytes % crate::heap::residency::PAGE_BYTES == 0
+                // Whole pages but for 2.43, which counts a resized chunk's header once only.
+                && bytes % ALIGNMENT == 0
                 && (chunks == 0) == (bytes == 0)
                 && (1..MOST_TESTED_ARENAS).contains(&tested)
                 && (layout.cache.is_none() || lists <= MOST_LISTS),

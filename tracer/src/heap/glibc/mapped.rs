@@ -66,7 +66,13 @@ impl GlibcHeap {
     }
 
     /// The mapped chunk whose head at `addr` has these words, if it is one.
-    pub(super) fn mapped_chunk(&self, addr: u64, prev_size: u64, head: u64, within: &Range<u64>) -> Option<MappedChunk> {
+    pub(super) fn mapped_chunk(
+        &self,
+        addr: u64,
+        prev_size: u64,
+        head: u64,
+        within: &Range<u64>,
+    ) -> Option<MappedChunk> {
         let offset = self.layout.mapped_offset(prev_size);
         let size = head & SIZE_MASK;
         let bytes = self.layout.mapped_bytes(offset, size);

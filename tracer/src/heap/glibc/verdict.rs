@@ -100,7 +100,8 @@ impl<'a> Look<'a> {
         caches.sort_unstable();
         caches.dedup();
         let cached = self.heap.cached(&caches, &self.arenas);
-        for (block, state) in blocks.iter().zip(&mut states).filter(|(_, state)| **state == BlockState::Live) {
+        for (block, state) in blocks.iter().zip(&mut states).filter(|(_, state)| **state == BlockState::Live)
+        {
             let size = sizes.get(block).copied().unwrap_or(0);
             if cached.has(*block) {
                 *state = BlockState::Free;

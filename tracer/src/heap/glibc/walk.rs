@@ -200,7 +200,13 @@ impl GlibcHeap {
 
     /// The chunks from `start` to the end of the window. They count only once the first chunk behind was seen to be
     /// sound, from a window of its own.
-    fn section(&self, region: &Region, start: u64, window: &mut Window<'_>, to: &mut Vec<Chunk>) -> SectionEnd {
+    fn section(
+        &self,
+        region: &Region,
+        start: u64,
+        window: &mut Window<'_>,
+        to: &mut Vec<Chunk>,
+    ) -> SectionEnd {
         let limit = region.chunks.end;
         let Some(mut head) = window.head(start, limit) else { return SectionEnd::Broken(start) };
         let mut addr = start;
