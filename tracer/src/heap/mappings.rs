@@ -60,6 +60,11 @@ impl Mapping {
         self.start_addr..self.end_addr
     }
 
+    /// Private memory without a file or a name.
+    pub fn is_unnamed(&self) -> bool {
+        self.inode == 0 && !self.is_shared && self.name.is_empty()
+    }
+
     /// Private memory of no file that can be read and written: where allocators keep blocks.
     pub fn is_private_memory(&self) -> bool {
         self.is_readable && self.is_writable && !self.is_shared && self.inode == 0

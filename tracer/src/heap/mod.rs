@@ -6,11 +6,13 @@
 
 mod allocators;
 pub mod batch_read;
+pub mod footprint;
 pub mod glibc;
 mod interpreter;
 pub mod mappings;
 pub mod pymalloc;
 pub mod residency;
+pub mod stacks;
 
 pub use allocators::{Allocator, PythonAllocators};
 pub use interpreter::{HeapUnknown, Interpreter};

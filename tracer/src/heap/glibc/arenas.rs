@@ -166,7 +166,7 @@ impl GlibcHeap {
                 let head = head.unwrap_or(0);
                 let size = head & SIZE_MASK;
                 let is_first = head & (PREV_IN_USE | IS_MMAPPED | NON_MAIN_ARENA) == PREV_IN_USE
-                    && size % ALIGNMENT == 0
+                    && size.is_multiple_of(ALIGNMENT)
                     && size >= MIN_CHUNK_BYTES
                     && page.checked_add(size).is_some_and(|end| end <= range.end);
                 if *page < behind || !is_first || found_bytes >= missing_bytes {

@@ -119,10 +119,10 @@ fn data_of(mappings: &[Mapping], dev: (u32, u32), inode: u64) -> Vec<Range<u64>>
                 Some(last) if follows => last.end = mapping.end_addr,
                 _ => parts.push(mapping.range()),
             }
-        } else if is_data && follows && mapping.inode == 0 && mapping.name != "[heap]" {
-            if let Some(last) = parts.last_mut() {
-                last.end = mapping.end_addr.min(last.end + MOST_BSS_BYTES);
-            }
+        } else if let Some(last) = parts.last_mut().filter(|_| is_data && follows)
+            && mapping.is_unnamed()
+        {
+            last.end = mapping.end_addr.min(last.end + MOST_BSS_BYTES);
         }
     }
     parts

@@ -71,7 +71,7 @@ impl Head {
         let end = addr.checked_add(self.size());
         flags_fit
             && self.size() >= MIN_CHUNK_BYTES
-            && self.size() % ALIGNMENT == 0
+            && self.size().is_multiple_of(ALIGNMENT)
             && end.is_some_and(|end| end <= region.chunks.end)
     }
 
@@ -244,7 +244,7 @@ impl GlibcHeap {
         let mut addr = from.next_multiple_of(ALIGNMENT);
         while addr + MIN_CHUNK_BYTES <= limit {
             // Whole pages without content have no chunks in them.
-            if addr % PAGE_BYTES == 0 && !window.residency.has_content(addr) {
+            if addr.is_multiple_of(PAGE_BYTES) && !window.residency.has_content(addr) {
                 addr += PAGE_BYTES;
                 continue;
             }
