@@ -19,7 +19,6 @@ pub mod preflight;
 pub mod target;
 
 pub mod debuginfo;
-pub mod heap;
 pub mod probes;
 pub mod unwind;
 

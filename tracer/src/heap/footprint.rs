@@ -98,8 +98,7 @@ pub fn of(mappings: &[Mapping], residency: &Residency, claims: &[Claim]) -> (BTr
         if mapping.is_private_memory() {
             let first = claims.partition_point(|claim| claim.range.end <= mapping.start_addr);
             for claim in claims[first..].iter().take_while(|claim| claim.range.start < mapping.end_addr) {
-                let part =
-                    claim.range.start.max(mapping.start_addr)..claim.range.end.min(mapping.end_addr);
+                let part = claim.range.start.max(mapping.start_addr)..claim.range.end.min(mapping.end_addr);
                 let bytes = residency.resident_bytes(part.clone()).min(rest);
                 give(claim.used_for, part.start, bytes);
                 rest -= bytes;

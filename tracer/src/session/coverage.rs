@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tracer_common::probe::Domain;
 
+use super::balance::Shares;
 use super::traced::Traced;
 use crate::model::Coverage;
 
@@ -27,10 +28,16 @@ pub fn coverage(asked: Option<&[Domain]>, traced: &[Traced]) -> BTreeMap<String,
         free_share: share,
         how: how.to_owned(),
     };
-    let mut coverage: BTreeMap<String, Coverage> = domains(asked, traced)
-        .into_iter()
-        .map(|domain| (domain.name().to_owned(), of(Some(1.0), "functions")))
-        .collect();
+    let is_pymalloc = |domain: &Domain| matches!(domain, Domain::PyMem | Domain::PyObject);
+    let domains = domains(asked, traced);
+    let mut coverage: BTreeMap<String, Coverage> =
+        domains.iter().map(|domain| (domain.name().to_owned(), of(Some(1.0), "functions"))).collect();
+    if traced.iter().any(Traced::traces_pools) {
+        let pools = pools(traced);
+        for domain in domains.iter().filter(|domain| is_pymalloc(domain)) {
+            coverage.insert(domain.name().to_owned(), pools.clone());
+        }
+    }
     let cpythons = traced.iter().filter_map(|traced| traced.target.cpython.as_ref());
     if cpythons.into_iter().any(|cpython| cpython.unseen_calls().is_some()) {
         for domain in [Domain::PyMem, Domain::PyObject] {
@@ -47,4 +54,22 @@ pub fn coverage(asked: Option<&[Domain]>, traced: &[Traced]) -> BTreeMap<String,
         }
     }
     coverage
+}
+
+/// What the pools' own counts say, of the target of which most was missed. Not known of one that ended by itself,
+/// and where blocks of some sizes only are traced.
+fn pools(traced: &[Traced]) -> Coverage {
+    let shares = traced.iter().filter(|traced| traced.traces_pools()).map(|traced| {
+        let missed = traced.trace.ledger.inconsistencies();
+        traced.balance.as_ref()?.shares(missed.frees_missed + missed.found_free)
+    });
+    let shares: Option<Vec<_>> = shares.collect();
+    let least = |share: fn(&Shares) -> f64| {
+        shares.as_ref().map(|shares| shares.iter().map(share).fold(1.0, f64::min))
+    };
+    Coverage {
+        alloc_share: least(|shares| shares.taken),
+        free_share: least(|shares| shares.put_back),
+        how: "sites".to_owned(),
+    }
 }

@@ -65,6 +65,7 @@ impl Live<'_> {
         self.take_records();
         if let Some(index) = self.place(tgid) {
             self.refresh(index);
+            self.verify_one(index);
         }
     }
 

@@ -66,7 +66,7 @@ impl Live<'_> {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn interim_report(&mut self) -> Result<(), Failure> {
-        self.take_records();
+        self.verify();
         self.enter_doubts()?;
         let mut notes = self.all_notes();
         let names = self.names(&mut notes);
@@ -79,6 +79,8 @@ impl Live<'_> {
     /// # Errors
     /// When a report or the recording cannot be written.
     pub fn finish(&mut self) -> Result<Option<ExitCode>, Failure> {
+        // While frees are still seen.
+        self.verify();
         let ended_ns = self.stop();
         // Links of one probe each go at about ten a second: the report need not wait for that.
         for traced in &mut self.traced {

@@ -35,7 +35,7 @@ use crate::trace::Trace;
 const FLUSH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Between the end of a trace and the last look at the ring.
-const GRACE: Duration = Duration::from_millis(2);
+pub(super) const GRACE: Duration = Duration::from_millis(2);
 
 /// A trace under way.
 pub struct Live<'a> {
@@ -204,6 +204,7 @@ impl<'a> Live<'a> {
             }
             self.recorder = Some(recorder);
         }
+        self.begin_balances();
         if !self.plan.quiet {
             for traced in &self.traced {
                 let process = &traced.target.process;

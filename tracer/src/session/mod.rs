@@ -1,6 +1,7 @@
 //! The session: wires the stages together for a live trace. See the picture in the crate's documentation.
 
 mod asked;
+mod balance;
 mod code_reader;
 mod coverage;
 mod detacher;
@@ -15,6 +16,7 @@ mod sizes;
 mod stop;
 mod traced;
 mod unwind_tables;
+mod verify;
 
 use std::process::ExitCode;
 

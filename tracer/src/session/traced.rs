@@ -6,10 +6,12 @@ use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
 use super::asked::Allocators;
+use super::balance::Balance;
 use super::code_reader::{self, RunningCode};
 use super::modules::ModuleTable;
 use super::own_pages::OwnPages;
 use super::unwind_tables::UnwindTables;
+use super::verify::Heaps;
 use crate::model::{Event, Mapping, RawCode, RawStack};
 use crate::probes::attach::{Attachee, Links};
 use crate::probes::hooks::{Part, Purpose};
@@ -70,6 +72,12 @@ pub struct Traced {
     python: Option<PythonLayout>,
     own_pages: OwnPages,
     allocators: Allocators,
+    /// The allocators, to be asked.
+    pub heaps: Heaps,
+    /// How much of the traffic of pools is seen; `None` where it is not traced.
+    pub balance: Option<Balance>,
+    /// Whether it is traced what leaves and enters the pools of pymalloc.
+    traces_pools: bool,
     /// What the kernel side was told of the process.
     entry: Option<TargetEntry>,
 }
@@ -91,6 +99,9 @@ impl Traced {
             python: None,
             own_pages: OwnPages::default(),
             allocators: Allocators::default(),
+            heaps: Heaps::default(),
+            balance: None,
+            traces_pools: false,
             entry: None,
         }
     }
@@ -108,8 +119,8 @@ impl Traced {
     ) -> anyhow::Result<Vec<String>> {
         self.mappings = shared.modules.renumber(&self.target.mappings);
         let sites = probed_sites(&self.target, domains);
-        let traces_pools = sites.iter().any(|site| site.function == Function::PymallocPop);
-        self.own_pages.learn(&self.target, &mut shared.modules, traces_pools);
+        self.traces_pools = sites.iter().any(|site| site.function == Function::PymallocPop);
+        self.own_pages.learn(&self.target, &mut shared.modules, self.traces_pools);
         self.allocators.learn(&self.target, &mut shared.modules);
         let mut notes = self.place_code(kernel, shared);
         notes.extend(self.place_python(kernel));
@@ -218,6 +229,16 @@ impl Traced {
         }
     }
 
+    /// Whether it is traced, and nothing measured in its stead.
+    pub fn is_trace(&self) -> bool {
+        self.purpose == Purpose::Trace
+    }
+
+    /// Whether it is traced what leaves and enters the pools of pymalloc.
+    pub fn traces_pools(&self) -> bool {
+        self.traces_pools
+    }
+
     /// Begins a stack with who asked for memory.
     pub fn look_at(&mut self, stack: &mut RawStack, shared: &Shared) {
         self.allocators.look_at(stack, &self.mappings, &shared.modules);
@@ -229,6 +250,9 @@ impl Traced {
             && self.own_pages.has(record)
         {
             return false;
+        }
+        if let Some(balance) = &mut self.balance {
+            balance.enter(event);
         }
         self.trace.apply(event, &self.mappings);
         if let Event::Stack(raw) = event
@@ -251,6 +275,8 @@ impl Traced {
     ) -> anyhow::Result<Vec<String>> {
         kernel.forget_stacks(self.index, self.target.process.tgid);
         self.own_pages.clear();
+        self.heaps = Heaps::default();
+        self.balance = None;
         self.entry = None;
         self.target.rediscover()?;
         self.instrument(kernel, shared, domains)

@@ -12,6 +12,7 @@ use super::cpython::PythonVersion;
 use super::elf::{Elf, ElfError, Symbol};
 use super::extents::Extents;
 
+pub use guards::table_of;
 pub use sites::Event;
 
 /// How the requests to pymalloc can be seen.
