@@ -7,9 +7,11 @@ use tracer_common::probe::{Domain, Ending};
 
 use crate::cli::args::DoctorArgs;
 use crate::exit::Code;
+use crate::heap::{HeapUnknown, Interpreter, PymallocHeap, PythonAllocators};
 use crate::preflight::{self, Check};
 use crate::probes::attach::placement;
-use crate::target::{InlinedPolicy, Process, Target};
+use crate::target::pymalloc::{Event, PoolSite};
+use crate::target::{InlinedPolicy, Process, ProcessMemory, Pymalloc, Target};
 
 /// Prints what was found; exit code 3 where something is missing.
 pub fn run(args: &DoctorArgs) -> ExitCode {
@@ -60,6 +62,41 @@ fn fact(out: &mut dyn Write, name: &str, value: &str) -> io::Result<()> {
     writeln!(out, "  ok      {name:<13} {value}")
 }
 
+/// How pymalloc is seen, and by which allocator CPython's domains are served.
+fn describe_sites(out: &mut dyn Write, target: &Target, sites: &[PoolSite]) -> io::Result<()> {
+    let count = |event| sites.iter().filter(|site| site.event == event).count();
+    let (pops, fresh, pushes) = (count(Event::Pop), count(Event::Fresh), count(Event::Push));
+    let text = format!(
+        "seen where blocks leave their pools ({pops} places, {fresh} for the first of a pool) and enter them \
+         ({pushes})"
+    );
+    fact(out, "pymalloc", &text)?;
+    let memory =
+        ProcessMemory::open(target.process.tgid).map_err(|error| HeapUnknown::NoFile(error.to_string()));
+    let looked = memory.and_then(|memory| {
+        let interpreter = Interpreter::open(target)?;
+        let served = PythonAllocators::read(&interpreter, &memory)?;
+        let pools = PymallocHeap::of(&interpreter, &memory)?.read_pools(&memory);
+        Ok((served, pools))
+    });
+    match looked {
+        Ok((served, pools)) => {
+            fact(out, "served by", &served.to_string())?;
+            let (blocks, arenas) = (pools.used_blocks(), pools.arenas().len());
+            let (some, are) = if arenas == 1 { ("arena", "is") } else { ("arenas", "are") };
+            let text = format!(
+                "{blocks} blocks in {arenas} {some}, which {are} found: a trace measures what its probes see, \
+                 all of it where every copy of pymalloc was found"
+            );
+            fact(out, "coverage", &text)
+        }
+        Err(error) => {
+            writeln!(out, "  partly  {:<13} {error}", "coverage")?;
+            writeln!(out, "          hint: what the probes see cannot be measured in this process")
+        }
+    }
+}
+
 fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
     let process = &target.process;
     if process.requested != process.tgid {
@@ -74,6 +111,9 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
             cpython.version.map_or_else(|| "of unknown version".to_owned(), |version| version.to_string());
         let stripped = if cpython.stripped { ", stripped" } else { "" };
         fact(out, "Python", &format!("CPython {version}{stripped}"))?;
+        if let Pymalloc::Sites(sites) = &cpython.pymalloc {
+            describe_sites(out, target, sites)?;
+        }
         if let Some(reason) = cpython.unseen_calls() {
             writeln!(out, "  partly  {:<13} PyMem_* and PyObject_* are {reason}", "pymalloc")?;
             writeln!(
@@ -84,7 +124,8 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
         }
     }
     for domain in Domain::ALL {
-        for site in target.sites.iter().filter(|site| site.function.domain() == domain) {
+        let functions = target.sites.iter().filter(|site| site.block.is_none());
+        for site in functions.filter(|site| site.function.domain() == domain) {
             let module = target.mappings.modules().get(site.module as usize);
             let module = module.map_or("?", |module| module.module.path.as_str());
             let also: String = site.also.iter().map(|function| format!(", {}", function.symbol())).collect();

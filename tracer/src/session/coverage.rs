@@ -13,12 +13,17 @@ pub fn domains(asked: Option<&[Domain]>, traced: &[Traced]) -> Vec<Domain> {
     let is_asked = |domain: Domain| asked.is_none_or(|domains| domains.contains(&domain));
     let has = |domain: Domain| {
         traced.iter().any(|traced| {
-            let is_probed = traced.target.sites.iter().any(|site| site.function.domain() == domain);
-            // One probe sees the blocks of both.
-            is_probed || (domain == Domain::PyMem && traced.target.has_pool_sites())
+            let mut functions = traced.target.sites.iter().filter(|site| site.block.is_none());
+            // A probe in the pools sees the blocks of both.
+            (traced.traces_pools() && is_pymalloc(domain))
+                || functions.any(|site| site.function.domain() == domain)
         })
     };
     Domain::ALL.into_iter().filter(|domain| is_asked(*domain) && has(*domain)).collect()
+}
+
+const fn is_pymalloc(domain: Domain) -> bool {
+    matches!(domain, Domain::PyMem | Domain::PyObject)
 }
 
 /// How much of each domain's calls the probes see.
@@ -28,18 +33,22 @@ pub fn coverage(asked: Option<&[Domain]>, traced: &[Traced]) -> BTreeMap<String,
         free_share: share,
         how: how.to_owned(),
     };
-    let is_pymalloc = |domain: &Domain| matches!(domain, Domain::PyMem | Domain::PyObject);
     let domains = domains(asked, traced);
     let mut coverage: BTreeMap<String, Coverage> =
         domains.iter().map(|domain| (domain.name().to_owned(), of(Some(1.0), "functions"))).collect();
     if traced.iter().any(Traced::traces_pools) {
         let pools = pools(traced);
-        for domain in domains.iter().filter(|domain| is_pymalloc(domain)) {
+        for domain in domains.iter().filter(|domain| is_pymalloc(**domain)) {
             coverage.insert(domain.name().to_owned(), pools.clone());
         }
     }
-    let cpythons = traced.iter().filter_map(|traced| traced.target.cpython.as_ref());
-    if cpythons.into_iter().any(|cpython| cpython.unseen_calls().is_some()) {
+    let is_unseen = |traced: &Traced| {
+        let has_hidden =
+            || traced.target.cpython.as_ref().is_some_and(|cpython| cpython.unseen_calls().is_some());
+        // The kernel has no links for so many probes.
+        has_hidden() || (traced.target.has_pool_sites() && !traced.traces_pools())
+    };
+    if traced.iter().any(is_unseen) {
         for domain in [Domain::PyMem, Domain::PyObject] {
             match asked {
                 // Asked for by name they are probed, and how much the probes see is not known.

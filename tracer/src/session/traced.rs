@@ -28,6 +28,12 @@ pub struct Shared {
     pub tables: UnwindTables,
 }
 
+/// Most sites in pymalloc that are each held by a link of its own.
+const MOST_SINGLE_POOL_SITES: usize = 16;
+
+/// Links of one probe that a kernel takes away in a second: each waits for a grace period.
+const DETACHED_PER_SECOND: usize = 10;
+
 /// The sites of `target` that have to be probed for `domains`. What CPython asks the C library for is seen
 /// there, whichever of CPython's domains was asked.
 pub fn probed_sites(target: &Target, domains: Option<&[Domain]>) -> Vec<ProbeSite> {
@@ -117,12 +123,22 @@ impl Traced {
         shared: &mut Shared,
         domains: Option<&[Domain]>,
     ) -> anyhow::Result<Vec<String>> {
+        let mut notes = Vec::new();
         self.mappings = shared.modules.renumber(&self.target.mappings);
-        let sites = probed_sites(&self.target, domains);
+        let mut sites = probed_sites(&self.target, domains);
+        let in_pools = sites.iter().filter(|site| site.block.is_some()).count();
+        if in_pools > MOST_SINGLE_POOL_SITES && kernel.multi().is_none() {
+            sites.retain(|site| site.block.is_none());
+            notes.push(format!(
+                "blocks in the pools of CPython are not traced: {in_pools} probes would take this kernel \
+                 {} seconds to take away; since Linux 6.10 they go at once",
+                in_pools / DETACHED_PER_SECOND
+            ));
+        }
         self.traces_pools = sites.iter().any(|site| site.function == Function::PymallocPop);
         self.own_pages.learn(&self.target, &mut shared.modules, self.traces_pools);
         self.allocators.learn(&self.target, &mut shared.modules);
-        let mut notes = self.place_code(kernel, shared);
+        notes.extend(self.place_code(kernel, shared));
         notes.extend(self.place_python(kernel));
         let modules = self.target.mappings.modules();
         let tgid = self.target.process.tgid;

@@ -564,3 +564,6 @@ fn change(instruction: &Instruction) -> Option<i32> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
