@@ -8,6 +8,8 @@ pub struct Config {
     pub min_size_bytes: u64,
     /// Allocations larger than this many bytes send no event.
     pub max_size_bytes: u64,
+    /// 0 where no stacks are taken, to measure what the rest costs.
+    pub takes_stacks: u64,
     /// Not 0 where the kernel has `bpf_loop` (Linux 5.17).
     pub has_loop: u64,
     /// Where the kernel keeps what the walk needs of a thread.
@@ -37,6 +39,7 @@ impl Config {
     pub const ALL_SIZES: Self = Self {
         min_size_bytes: 0,
         max_size_bytes: u64::MAX,
+        takes_stacks: 1,
         has_loop: 0,
         task: TaskLayout {
             fs_base: 0,

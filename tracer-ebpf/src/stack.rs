@@ -13,7 +13,7 @@ use tracer_common::probe::Cookie;
 
 use crate::counters::count;
 use crate::emit::{emit_stack, header};
-use crate::maps::STACKS;
+use crate::maps::{STACKS, config};
 use crate::memory::UserMemory;
 use crate::process::Current;
 use crate::repeat::{answer, repeat};
@@ -64,6 +64,9 @@ pub fn take_from<C: EbpfContext>(
     registers: Registers,
     state: &mut ThreadState,
 ) {
+    if config().takes_stacks == 0 {
+        return;
+    }
     let memory = UserMemory::new(&raw mut state.window);
     memory.forget();
     let process = Current::new(memory, cookie.target(), state.stack.stack.image);

@@ -120,6 +120,8 @@ pub enum ProbeOnly {
     GetStack,
     /// Those at entries, with a stack as it is taken for a trace at allocations
     Stack,
+    /// All of a trace but the stacks: records are sent, and rows have no frames
+    Records,
 }
 
 /// What to print, where to write: the same for tracing and for `report`.

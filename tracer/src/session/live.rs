@@ -124,7 +124,7 @@ impl<'a> Live<'a> {
     pub fn add(&mut self, target: Target) -> Result<(), Failure> {
         let index = u16::try_from(self.traced.len()).map_err(|_| Failure::usage("too many processes"))?;
         let purpose = match self.plan.probe_only {
-            None => Purpose::Trace,
+            None | Some(ProbeOnly::Records) => Purpose::Trace,
             Some(ProbeOnly::Traps) => Purpose::Measure(Part::Traps),
             Some(ProbeOnly::Empty) => Purpose::Measure(Part::Entries),
             Some(ProbeOnly::GetStack) => Purpose::Measure(Part::GetStack),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tracer_common::config::Config;
 
 use super::traced::probed_sites;
+use crate::cli::args::ProbeOnly;
 use crate::cli::plan::TracePlan;
 use crate::probes::attach::{Attachee, Links, load_programs};
 use crate::probes::hooks::Purpose;
@@ -59,6 +60,7 @@ pub fn config(plan: &TracePlan) -> Config {
     Config {
         min_size_bytes: plan.limits.min_bytes,
         max_size_bytes: plan.limits.max_bytes,
+        takes_stacks: u64::from(plan.probe_only != Some(ProbeOnly::Records)),
         ..Config::ALL_SIZES
     }
 }
