@@ -17,6 +17,7 @@ mod measure;
 mod memory_use;
 mod page;
 mod peers;
+mod pools;
 mod ready;
 mod samples;
 mod stacks;
@@ -57,6 +58,8 @@ enum Figure {
     Pairs,
     /// ns for a stack, native and of Python
     Stacks,
+    /// ns for a block of CPython's pools
+    Pools,
     /// The highest rate without loss
     Lossless,
     /// Requests per second of a Python server
@@ -101,7 +104,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
     let memtrace = cargo::build_memtrace()?;
     targets::build_pairs()?;
-    let wants_pythons = args.wants(Figure::Server) || args.wants(Figure::Stacks);
+    let of_pythons = [Figure::Server, Figure::Stacks, Figure::Pools];
+    let wants_pythons = of_pythons.into_iter().any(|figure| args.wants(figure));
     let pythons = if wants_pythons { Python::find()? } else { Vec::new() };
     let mut tools: Vec<Tool> = Vec::new();
     for (figure, its_tools) in
@@ -123,6 +127,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     if args.wants(Figure::Stacks) {
         figures.stacks = stacks::stacks(&bench, &effort, &pythons);
+    }
+    if args.wants(Figure::Pools) {
+        figures.pools = pools::pools(&bench, &effort, &pythons);
     }
     if args.wants(Figure::Lossless) {
         figures.lossless = figures::lossless(&bench, &effort)?;

@@ -17,6 +17,10 @@ const OF_GET_STACK: f64 = 3.0;
 /// Most that a Python frame may take, as a multiple of a native one.
 const OF_NATIVE_FRAME: f64 = 1.0;
 
+/// Most that a block of CPython's pools may take, exact and without a stack, as a multiple of what two empty programs
+/// at the same places add.
+const OF_EMPTY_AT_POOLS: f64 = 1.5;
+
 /// Most that tracing malloc may slow the server, as a share of what the bpftrace script does.
 const OF_SLOWDOWN: f64 = 0.5;
 
@@ -65,6 +69,14 @@ pub fn all(figures: &Figures) -> Vec<Claim> {
         claims.push(Claim { promise, measured: share(Tool::MemtraceFloor), limit: OF_FLOOR });
     }
     claims.extend(of_stacks(figures));
+    for pools in &figures.pools {
+        let promise = format!(
+            "takes and frees a block of CPython's pools, without a stack, at most {OF_EMPTY_AT_POOLS} times two empty programs, {}",
+            pools.python
+        );
+        let measured = pools.of_empty(Tool::PoolRecords);
+        claims.push(Claim { promise, measured, limit: OF_EMPTY_AT_POOLS });
+    }
     for figure in lossless {
         let promise = format!("events lost with {} thread(s) as fast as possible", figure.threads);
         claims.push(Claim { promise, measured: Some(figure.lost as f64), limit: 0.0 });

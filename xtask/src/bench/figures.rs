@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use super::attach::Attached;
 use super::measure::Bench;
 use super::memory_use::{self, MemoryUse, processor_ticks};
+use super::pools::Pools;
 use super::ready::Ready;
 use super::stacks::Stacks;
 use super::table::Table;
@@ -156,6 +157,8 @@ pub struct Figures {
     pub pairs: Vec<Pairs>,
     /// What stacks cost.
     pub stacks: Vec<Stacks>,
+    /// Blocks of CPython's pools.
+    pub pools: Vec<Pools>,
     /// Rates without loss.
     pub lossless: Vec<Lossless>,
     /// The Python server.

@@ -55,7 +55,7 @@ impl Bench<'_> {
             return Ok(Sample { frames: Some(frames), ..Sample::new(unit(work), report.as_ref()) });
         }
         // What a tool does not see costs nothing: then the figure would be none.
-        if let (Some(report), Program::Pairs { .. }) = (&report, program)
+        if let (Some(report), Program::Pairs { .. } | Program::Pools(_)) = (&report, program)
             && tool.reports_allocations()
             && report.allocations() + report.lost() < warmed.count + work.count
         {
@@ -76,7 +76,7 @@ impl Bench<'_> {
             Program::Pairs { .. } if tool == Tool::ProbeGetStack => (all, stacks::DEPTHS[0]),
             Program::Pairs { frames, .. } => (all, frames),
             Program::Stacks { frames, .. } => (of_python, frames),
-            Program::Server(_) => bail!("the server is not measured by its stacks"),
+            Program::Server(_) | Program::Pools(_) => bail!("it is not measured by its stacks"),
         };
         if seen != wanted as usize {
             bail!("the stack has {wanted} frames, and {seen} were seen");

@@ -9,6 +9,7 @@ use super::samples::ratio;
 use super::table::{Row, Table};
 use super::tools::Tool;
 
+mod pools;
 mod ready;
 mod stacks;
 
@@ -50,6 +51,8 @@ impl Page {
         page += &self.pairs_part();
         page += "\n## What a stack takes\n\n";
         page += &stacks::part(&self.figures.stacks, self.effort.stacks);
+        page += "\n## A block of CPython's pools\n\n";
+        page += &pools::part(&self.figures.pools, self.effort.stacks);
         page += "\n## Events without loss\n\n";
         page += &lossless(&self.figures.lossless);
         page += "\n## A Python server\n\n";

@@ -71,6 +71,8 @@ pub enum Program<'a> {
     },
     /// `bench_server.py`
     Server(&'a Python),
+    /// `bench_pools.py`
+    Pools(&'a Python),
     /// `bench_stacks.py`
     Stacks {
         /// The interpreter.
@@ -86,7 +88,7 @@ impl Program<'_> {
     pub fn run_command(self, ms: u32, per_second: u64) -> String {
         match self {
             Self::Pairs { threads, .. } => format!("run {ms} {}", per_second / u64::from(threads)),
-            Self::Server(_) | Self::Stacks { .. } => format!("run {ms}"),
+            Self::Server(_) | Self::Pools(_) | Self::Stacks { .. } => format!("run {ms}"),
         }
     }
 }
@@ -116,6 +118,11 @@ pub fn server_script() -> PathBuf {
 /// The Python target with nested functions.
 pub fn stacks_script() -> PathBuf {
     workspace::root().join("tests/targets/bench_stacks.py")
+}
+
+/// The Python target that takes blocks from pools.
+pub fn pools_script() -> PathBuf {
+    workspace::root().join("tests/targets/bench_pools.py")
 }
 
 /// A target that has answered every command.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::targets::{Program, build_dir, server_script, stacks_script};
+use super::targets::{Program, build_dir, pools_script, server_script, stacks_script};
 
 /// A way of running a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +25,12 @@ pub enum Tool {
     ProbeGetStack,
     /// The same, with a stack of memtrace's at allocations.
     ProbeStack,
+    /// Programs that do nothing where blocks leave CPython's pools and enter them.
+    PoolEmpty,
+    /// All of memtrace there but the stacks.
+    PoolRecords,
+    /// memtrace there.
+    MemtracePools,
     /// memtrace with a link for each probe, as on kernels before 6.10.
     MemtraceSingleLinks,
     /// `memleak.bt`
@@ -52,6 +58,9 @@ impl Tool {
             Self::ProbeEmpty => "empty programs",
             Self::ProbeGetStack => "`bpf_get_stack`",
             Self::ProbeStack => "memtrace's stack",
+            Self::PoolEmpty => "empty programs at pools",
+            Self::PoolRecords => "memtrace at pools without stacks",
+            Self::MemtracePools => "memtrace `--domains py-object`",
             Self::MemtraceSingleLinks => "memtrace `--single-links`",
             Self::Bpftrace => "memleak in bpftrace",
             Self::Heaptrack => "heaptrack",
@@ -76,6 +85,9 @@ impl Tool {
             Self::ProbeEmpty => Some(&["--probe-only", "empty", "--domains", "malloc"]),
             Self::ProbeGetStack => Some(&["--probe-only", "get-stack", "--domains", "malloc"]),
             Self::ProbeStack => Some(&["--probe-only", "stack", "--domains", "malloc"]),
+            Self::PoolEmpty => Some(&["--probe-only", "empty", "--domains", "py-object"]),
+            Self::PoolRecords => Some(&["--probe-only", "records", "--domains", "py-object"]),
+            Self::MemtracePools => Some(&["--domains", "py-object"]),
             Self::MemtraceSingleLinks => Some(&["--single-links"]),
             _ => None,
         }
@@ -134,6 +146,9 @@ impl Tool {
             Program::Stacks { python, frames } => {
                 words.push(python.executable.clone().into());
                 words.extend([stacks_script().into(), frames.to_string().into()]);
+            }
+            Program::Pools(python) => {
+                words.extend([python.executable.clone().into(), pools_script().into()]);
             }
             Program::Server(python) => {
                 words.push(if self.is_memray() {
