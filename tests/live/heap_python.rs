@@ -1,12 +1,14 @@
 //! The heap of Python programs, read from outside, is what the interpreter says of it: `targets/heap`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use memtrace_tests::harness::python::find;
 use memtrace_tests::harness::pythons::{Installed, of_pyenv, of_suite};
 use memtrace_tests::harness::{Target, as_root};
-use tracer::heap::{BlockState, HeapUnknown, Interpreter, Pools, PymallocHeap, PythonAllocators};
+use tracer::heap::{
+    BlockState, Content, HeapUnknown, Interpreter, ObjectReader, Pools, PymallocHeap, PythonAllocators,
+};
 use tracer::target::{InlinedPolicy, Process, ProcessMemory};
 
 /// A running program, and its memory.
@@ -205,4 +207,96 @@ fn allocators_of_each_domain_are_told() {
             heap.program.quit();
         }
     }
+}
+
+/// The kinds of `targets/heap`, in the order in which it makes them.
+const KINDS: [&str; 11] = [
+    "__main__.Plain",
+    "__main__.Slots",
+    "tuple",
+    "list",
+    "dict",
+    "str",
+    "bytes",
+    "float",
+    "int",
+    "set",
+    "bytearray",
+];
+
+/// Every block in use: what is in it.
+fn contents(heap: &Heap) -> HashMap<u64, Content> {
+    let interpreter = Interpreter::open(&heap.target).expect("an interpreter");
+    let pymalloc = PymallocHeap::of(&interpreter, &heap.memory).expect("a heap");
+    let mut reader = ObjectReader::new(&interpreter, &heap.memory).expect("types");
+    let mut contents = HashMap::new();
+    pymalloc.read_pools(&heap.memory).each_live(&heap.memory, |block| {
+        contents.insert(block.addr, reader.read(&heap.memory, block.addr, block.bytes));
+    });
+    contents
+}
+
+/// Objects are known by their types, at the addresses that the interpreter has for them.
+#[test]
+fn objects_are_known_by_type() {
+    let _root = as_root();
+    for python in pythons() {
+        for variables in [&[][..], &[("PYTHONMALLOC", "debug")]] {
+            let mut heap = Heap::start(&python, variables);
+            let kept = heap.addrs("keep 2000");
+            let contents = contents(&heap);
+            let objects: HashMap<u64, &str> = contents
+                .values()
+                .filter_map(|content| match content {
+                    Content::Object(object) if !object.is_parked => Some((object.addr, &*object.type_name)),
+                    _ => None,
+                })
+                .collect();
+            let mut unknown = HashMap::new();
+            for (addr, kind) in kept.iter().zip(KINDS.iter().cycle()) {
+                let found = objects.get(addr).copied().unwrap_or("nothing");
+                if found != *kind {
+                    *unknown.entry(format!("{kind} is {found}")).or_insert(0) += 1;
+                }
+            }
+            println!("{}: {} objects in {} blocks", python.name, objects.len(), contents.len());
+            assert!(unknown.is_empty(), "{} {variables:?}: {unknown:?}", python.name);
+            heap.program.quit();
+        }
+    }
+}
+
+/// What a million objects leave behind when they are gone is what CPython keeps for the next ones.
+#[test]
+fn what_churn_leaves_is_parked() {
+    let _root = as_root();
+    let mut wrong = Vec::new();
+    for python in pythons() {
+        let mut heap = Heap::start(&python, &[]);
+        heap.ask("count");
+        let before = contents(&heap);
+        heap.ask("churn 1000000");
+        let after = contents(&heap);
+        let new: Vec<&Content> = after
+            .iter()
+            .filter(|(addr, _)| !before.contains_key(*addr))
+            .map(|(_, content)| content)
+            .collect();
+        let parked = new.iter().filter(|content| content.is_parked()).count();
+        let mut left: HashMap<&str, usize> = HashMap::new();
+        for content in new.iter().filter(|content| !content.is_parked()) {
+            let name = match content {
+                Content::Object(object) => &*object.type_name,
+                _ => "no object",
+            };
+            *left.entry(name).or_default() += 1;
+        }
+        let count: usize = left.values().sum();
+        println!("{}: {} new, {parked} of them parked; left {left:?}", python.name, new.len());
+        if count >= 100 {
+            wrong.push(format!("{}: {count}", python.name));
+        }
+        heap.program.quit();
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
 }

@@ -2,12 +2,14 @@
 
 It speaks the hand-shake of handshake.h: each command is answered by one line. "count" tells how many blocks CPython
 says are in use, "keep" makes objects and tells their addresses, "drop" gives some of them back and tells which,
-"interpreters" starts some.
+"churn" makes and drops objects, "interpreters" starts interpreters.
 """
 
+import contextvars
 import gc
 import os
 import sys
+import weakref
 
 
 class Plain:
@@ -63,6 +65,93 @@ def drop(count):
     return " ".join(gone)
 
 
+def numbers(count):
+    for number in range(count):
+        yield number
+
+
+class Churned:
+    def __init__(self, value):
+        self.value = value
+
+    def method(self):
+        return sys._getframe()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return True
+
+
+async def coroutine():
+    return 1
+
+
+async def items():
+    yield 1
+
+
+def churned(number):
+    """Objects of each kind that CPython keeps some of for later, and others."""
+    churned = Churned(float(number))
+    yield churned.method
+    yield churned.method()
+    yield Slots(number)
+    yield (1 << 40) + number
+    yield -number - 1.5
+    yield complex(number, 1.5)
+    yield "text %d" % number
+    yield b"bytes %d" % number
+    yield bytearray(b"%d" % number)
+    yield slice(number, number + 300)
+    yield range(number)
+    yield iter(range(number))
+    yield iter([number])
+    yield iter((number,))
+    yield set(range(number % 40))
+    yield dict.fromkeys(range(number % 20))
+    yield {"a%d" % number: number, "b": number}
+    yield {"only": number}.items()
+    yield [None] * (number % 60)
+    yield tuple(range(number % 24))
+    yield numbers(number)
+    yield lambda: number
+    yield [].append
+    yield "".join
+    yield items()
+    sent = items().asend(None)
+    try:
+        sent.send(None)
+    except StopIteration:
+        yield sent
+    yield contextvars.Context()
+    yield memoryview(b"x")
+    yield enumerate([])
+    yield zip([], [])
+    yield map(str, [number])
+    yield weakref.ref(churned)
+    awaited = coroutine()
+    awaited.close()
+    yield awaited
+    with churned:
+        raise ValueError(number)
+    yield ValueError(number)
+    yield list(numbers(number % 7))
+
+
+def churn(count):
+    """Makes and drops so many objects; some dozens live at a time."""
+    made = 0
+    number = 0
+    while made < int(count):
+        held = list(churned(number))
+        made += len(held)
+        number += 1
+    del held
+    return str(made)
+
+
 def interpreters(count):
     """Starts interpreters that have, since 3.12, allocators of their own; "none" where that cannot be."""
     try:
@@ -76,7 +165,7 @@ def interpreters(count):
     return "some"
 
 
-COMMANDS = {"count": lambda: str(blocks()), "keep": keep, "drop": drop, "interpreters": interpreters}
+COMMANDS = {"count": lambda: str(blocks()), "keep": keep, "drop": drop, "churn": churn, "interpreters": interpreters}
 
 
 def next_command():

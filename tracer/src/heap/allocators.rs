@@ -186,10 +186,10 @@ fn allocator(
     let is_known = |inner: &Allocator| !matches!(inner.innermost(), Allocator::Unknown { .. });
     // `debug_alloc_api_t` is a letter and the table of what is under the hooks.
     let letter = memory.read_word(table.context);
-    if letter.is_some_and(|letter| [b'r', b'm', b'o'].map(u64::from).contains(&letter)) {
-        if let Some(inner) = within(table.context.wrapping_add(8)).filter(is_known) {
-            return Allocator::Debug(inner.into());
-        }
+    if letter.is_some_and(|letter| [b'r', b'm', b'o'].map(u64::from).contains(&letter))
+        && let Some(inner) = within(table.context.wrapping_add(8)).filter(is_known)
+    {
+        return Allocator::Debug(inner.into());
     }
     // tracemalloc's context is the table alone.
     match within(table.context).filter(is_known) {

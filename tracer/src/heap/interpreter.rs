@@ -113,9 +113,14 @@ impl Interpreter {
         Ok(self.elf.symbols(SymbolTable::Exported, |name| names.contains(&name))?)
     }
 
+    /// What is known of how its version lays out structs.
+    pub(super) fn layout(&self) -> Result<&PythonLayout, HeapUnknown> {
+        Ok(self.layout.as_ref().map_err(PythonUnknown::clone)?)
+    }
+
     /// Addresses of the `PyInterpreterState`s, the main one among them.
     pub(super) fn states(&self, memory: &ProcessMemory) -> Result<Vec<u64>, HeapUnknown> {
-        let layout = self.layout.as_ref().map_err(PythonUnknown::clone)?;
+        let layout = self.layout()?;
         let mut states = Vec::new();
         let mut state = memory.read_word(layout.interpreters_addr).unwrap_or(0);
         while state != 0 && states.len() < MAX_INTERPRETERS && !states.contains(&state) {

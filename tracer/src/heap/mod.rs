@@ -10,10 +10,13 @@ pub mod footprint;
 pub mod glibc;
 mod interpreter;
 pub mod mappings;
+pub mod objects;
 pub mod pymalloc;
 pub mod residency;
 pub mod stacks;
+mod words;
 
 pub use allocators::{Allocator, PythonAllocators};
 pub use interpreter::{HeapUnknown, Interpreter};
+pub use objects::{Content, Object, ObjectReader};
 pub use pymalloc::{Block, BlockState, Pools, PymallocHeap};

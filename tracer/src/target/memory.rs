@@ -72,6 +72,24 @@ impl ProcessMemory {
         is_read
     }
 
+    /// At most `count` bytes at `addr`: fewer where a page behind cannot be read.
+    pub fn read_start(&self, addr: u64, count: usize) -> Vec<u8> {
+        const PAGE_BYTES: usize = 4096;
+        let mut ranges = Vec::new();
+        let mut offset = 0;
+        while offset < count {
+            let at = addr.wrapping_add(offset as u64);
+            let len = (PAGE_BYTES - at as usize % PAGE_BYTES).min(count - offset);
+            ranges.push(MemoryRange { addr: at, len });
+            offset += len;
+        }
+        let mut bytes = vec![0; count];
+        let is_read = self.read_ranges(&ranges, &mut bytes);
+        let readable = ranges.iter().zip(is_read).take_while(|(_, is_read)| *is_read);
+        bytes.truncate(readable.map(|(range, _)| range.len).sum());
+        bytes
+    }
+
     /// How many ranges could be read before one could not.
     fn read_each(&self, ranges: &[MemoryRange], into: &mut [u8]) -> usize {
         let mut rest = into;

@@ -3,6 +3,7 @@
 //! A pool is copied as a whole, and its list of free blocks walked in the copy. The process runs on meanwhile; a copy
 //! in which the list does not have as many blocks as the header says is made again.
 
+use super::super::words::word;
 use super::layout::{HEADER_BYTES, Header};
 use super::pools::Pools;
 use crate::target::{MemoryRange, ProcessMemory};
@@ -149,13 +150,13 @@ impl Copied {
         while next != 0 {
             let offset = u32::try_from(next.checked_sub(pool_addr)?).ok()?;
             let index = copied.index_at(offset)?;
-            let (word, bit) = (index as usize / 64, 1 << (index % 64));
-            if copied.free[word] & bit != 0 {
+            let (part, bit) = (index as usize / 64, 1 << (index % 64));
+            if copied.free[part] & bit != 0 {
                 return None;
             }
-            copied.free[word] |= bit;
+            copied.free[part] |= bit;
             found += 1;
-            next = super::layout::word(bytes, offset as usize);
+            next = word(bytes, offset as usize);
         }
         (header.used + found == header.carved()).then_some(copied)
     }

@@ -3,6 +3,8 @@
 //! `struct arena_object` and `struct pool_header` are the same in CPython 3.8 to 3.15 (`Objects/obmalloc.c`, from
 //! 3.12 on `Include/internal/pycore_obmalloc.h`).
 
+use super::super::words::{int, is_pointer, word};
+
 /// Bytes of an `arena_object`.
 pub(super) const ARENA_BYTES: usize = 48;
 
@@ -14,22 +16,6 @@ pub(super) const CLASSES: u32 = 32;
 
 /// `szidx` of a pool that has not served any class yet (`DUMMY_SIZE_IDX`).
 const NO_CLASS: u32 = 0xffff;
-
-/// Highest address of a user process with four levels of page tables, or five.
-const MAX_ADDR: u64 = 1 << 56;
-
-pub(super) fn word(bytes: &[u8], offset: usize) -> u64 {
-    bytes.get(offset..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_le_bytes(*bytes))
-}
-
-pub(super) fn int(bytes: &[u8], offset: usize) -> u32 {
-    bytes.get(offset..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
-}
-
-/// Whether it may be the address of something that was allocated.
-pub(super) const fn is_pointer(word: u64) -> bool {
-    word >= 4096 && word < MAX_ADDR && word.is_multiple_of(8)
-}
 
 /// An `arena_object`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,8 @@ use std::ops::Range;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use tracer_common::memory::ReadMemory as _;
 
-use super::layout::{self, ARENA_BYTES, CLASSES, is_pointer, word};
+use super::super::words::{is_pointer, word};
+use super::layout::{self, ARENA_BYTES, CLASSES};
 use super::{RawBlocks, State};
 use crate::heap::interpreter::{HeapUnknown, Interpreter};
 use crate::target::{MemoryRange, ProcessMemory};
@@ -199,7 +200,7 @@ fn in_interpreters(
 ) -> Result<Vec<State>, HeapUnknown> {
     let mut found = HashSet::new();
     for state in interpreter.states(memory)? {
-        let bytes = start_of(memory, state, INTERPRETER_BYTES);
+        let bytes = memory.read_start(state, INTERPRETER_BYTES);
         if interpreter.minor == 12 {
             found.extend(embedded(&bytes, state));
         } else {
@@ -216,24 +217,6 @@ fn in_interpreters(
     found.retain(|state| state.arenas(memory, pool_bytes).is_some());
     found.sort_by_key(|state| state.arenas_at);
     if found.is_empty() { Err(interpreter.lacks("the state of pymalloc")) } else { Ok(found) }
-}
-
-/// As many bytes as can be read: whole pages of at most `len` bytes.
-fn start_of(memory: &ProcessMemory, addr: u64, len: usize) -> Vec<u8> {
-    const PAGE_BYTES: usize = 4096;
-    let mut ranges = Vec::new();
-    let mut offset = 0;
-    while offset < len {
-        let at = addr + offset as u64;
-        let part = (PAGE_BYTES - at as usize % PAGE_BYTES).min(len - offset);
-        ranges.push(MemoryRange { addr: at, len: part });
-        offset += part;
-    }
-    let mut bytes = vec![0; len];
-    let is_read = memory.read_ranges(&ranges, &mut bytes);
-    let readable = ranges.iter().zip(is_read).take_while(|(_, is_read)| *is_read);
-    bytes.truncate(readable.map(|(range, _)| range.len).sum());
-    bytes
 }
 
 /// Where, in the state of an interpreter that was read from `state_addr`, the lists of pools are.
