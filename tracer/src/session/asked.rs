@@ -14,7 +14,7 @@ use tracer_common::probe::{Domain, Function};
 use super::modules::ModuleTable;
 use crate::model::{CodeAddr, Mapping, RawStack};
 use crate::normalize;
-use crate::target::{Calls, Target};
+use crate::target::{CPython, Calls, Target};
 
 /// Frames that a stack may begin with inside the allocators.
 const MAX_OWN_FRAMES: usize = 8;
@@ -26,6 +26,8 @@ pub struct Allocators {
     module: Option<u32>,
     /// Offsets in its file of their functions, and the domain of those that a program calls.
     code: Vec<(Range<u64>, Option<Domain>)>,
+    /// Those of their functions that make pools, and do nothing else.
+    pool_makers: Vec<Range<u64>>,
     /// What calls in a module's code lead to, by the session's number.
     calls: HashMap<u32, Option<Calls>>,
 }
@@ -39,6 +41,7 @@ impl Allocators {
             .and_then(|cpython| mapped.get(cpython.module as usize))
             .map(|module| modules.number(module));
         self.code = cpython.map(|cpython| cpython.allocator_code.clone()).unwrap_or_default();
+        self.pool_makers = cpython.map(CPython::pool_makers).unwrap_or_default();
         if self.module.is_none() {
             self.calls.clear();
         }
@@ -68,6 +71,11 @@ impl Allocators {
             }
             return;
         }
+        // The list of arenas grows where a pool is made.
+        if raw.words.len() > own.len() && self.makes_pools(places.first().copied().flatten()) {
+            raw.asked = Asked::Arena;
+            return;
+        }
         let entered = own.last().copied().flatten();
         if own.len() < raw.words.len() {
             raw.words = raw.words[own.len()..].into();
@@ -84,6 +92,17 @@ impl Allocators {
             Some(Domain::Malloc) if in_interpreter(&caller) => Asked::Interpreter,
             _ => Asked::Unknown,
         };
+    }
+
+    /// Whether a call was made where pools are made.
+    fn makes_pools(&self, place: Option<CodeAddr>) -> bool {
+        match place {
+            Some(CodeAddr::InFile { module, offset }) => {
+                Some(module) == self.module
+                    && self.pool_makers.iter().any(|code| code.contains(&offset.wrapping_sub(1)))
+            }
+            _ => false,
+        }
     }
 
     /// Whether `offset` is in one of the allocators, and the domain of one that a program calls.
@@ -144,6 +163,7 @@ mod tests {
         let mut allocators = Allocators {
             module: Some(1),
             code: vec![(0x100..0x200, None), (0x200..0x300, Some(Domain::PyMem))],
+            pool_makers: vec![0x180..0x190],
             calls: HashMap::from([(0, None), (1, None)]),
         };
         let header = Header { function: function as u8, ..Header::default() };
@@ -179,6 +199,9 @@ mod tests {
         assert_eq!(asked(&[0x2_0900, 0x2_0150, 0x1_0500]).1, Asked::Arena);
         assert_eq!(asked(&[0x2_0900, 0x2_0950, 0x2_0150]).1, Asked::Unknown);
         assert_eq!(asked(&[0x1_0500, 0x2_0150]).1, Asked::Unknown);
+        // The list of arenas; a large request passes by there, too.
+        assert_eq!(looked_at(Function::Realloc, &[0x2_0185, 0x2_0150, 0x1_0500]).1, Asked::Arena);
+        assert_eq!(looked_at(Function::Malloc, &[0x2_0150, 0x1_0500]).1, Asked::Unknown);
     }
 
     #[test]

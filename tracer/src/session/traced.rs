@@ -83,7 +83,7 @@ pub struct Traced {
     /// How much of the traffic of pools is seen; `None` where it is not traced.
     pub balance: Option<Balance>,
     /// Whether it is traced what leaves and enters the pools of pymalloc.
-    traces_pools: bool,
+    pub(super) traces_pools: bool,
     /// What the kernel side was told of the process.
     entry: Option<TargetEntry>,
 }

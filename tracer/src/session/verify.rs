@@ -3,6 +3,7 @@
 //! The probes are still in place: a block that the allocator held as free at a moment, although no free of it had
 //! been told by then, was freed unseen. Nothing is written to the process, and it is not stopped.
 
+use std::collections::{HashMap, HashSet};
 use std::thread;
 
 use tracer_common::event::{ContentRecord, Header, Kind};
@@ -12,42 +13,76 @@ use super::balance::{Balance, Count};
 use super::live::{GRACE, Live, now_ns};
 use super::traced::Traced;
 use crate::heap::glibc::{self, GlibcHeap};
-use crate::heap::{BlockState, HeapUnknown, PymallocHeap};
+use crate::heap::objects::{self, Part};
+use crate::heap::{BlockState, HeapUnknown, Interpreter, ObjectReader, PymallocHeap};
 use crate::ledger::SizeLimits;
-use crate::model::Event;
-use crate::target::{ProcessMemory, Target};
+use crate::model::{Content, Event};
+use crate::target::{MemoryRange, ProcessMemory, Target};
+
+/// Bytes of a block of the C library that are read to tell what is in it.
+const START_BYTES: usize = 4096;
+
+/// Largest block of the C library that is looked into. Larger objects are rare, and their bytes need room here.
+const LARGEST_BYTES: u64 = 64 << 20;
+
+/// Blocks of the C library that are read at once.
+const BATCH: usize = 512;
 
 /// The allocators of one target, found when they are first asked.
 #[derive(Default)]
 pub struct Heaps {
-    pymalloc: Option<PymallocHeap>,
+    interpreter: Option<Interpreter>,
     glibc: Option<GlibcHeap>,
 }
 
 impl Heaps {
-    /// pymalloc, where the target has it. What another interpreter has made since is found too.
-    fn pymalloc(&mut self, target: &Target, memory: &ProcessMemory) -> Option<&PymallocHeap> {
-        target.cpython.as_ref()?;
-        match PymallocHeap::locate(target, memory) {
-            Ok(heap) => self.pymalloc = Some(heap),
-            Err(error) => log_unknown(&error),
+    fn interpreter(&mut self, target: &Target) -> Option<&Interpreter> {
+        if self.interpreter.is_none() && target.cpython.is_some() {
+            self.interpreter = known(Interpreter::open(target));
         }
-        self.pymalloc.as_ref()
+        self.interpreter.as_ref()
     }
 
     fn glibc(&mut self, target: &Target) -> Option<&GlibcHeap> {
         if self.glibc.is_none() {
-            match GlibcHeap::locate(target) {
-                Ok(heap) => self.glibc = Some(heap),
-                Err(error) => log::info!("{error}"),
-            }
+            self.glibc = GlibcHeap::locate(target).inspect_err(|error| log::info!("not asked: {error}")).ok();
         }
         self.glibc.as_ref()
     }
 }
 
-fn log_unknown(error: &HeapUnknown) {
-    log::info!("{error}");
+fn known<T>(looked: Result<T, HeapUnknown>) -> Option<T> {
+    looked.inspect_err(|error| log::info!("not asked: {error}")).ok()
+}
+
+/// What was found in blocks, and the numbers under which events name it.
+struct Findings<'a> {
+    header: Header,
+    contents: &'a mut Vec<Content>,
+    numbers: HashMap<Content, u16>,
+    records: Vec<ContentRecord>,
+}
+
+impl Findings<'_> {
+    fn free(&mut self, addr: u64) {
+        let content = ContentRecord::FREE.into();
+        self.records.push(ContentRecord { header: self.header, addr, content });
+    }
+
+    /// A number of 16 bits names more types than a process has; what comes behind is not named.
+    fn enter(&mut self, addr: u64, content: Content) {
+        let number = match self.numbers.get(&content) {
+            Some(number) => *number,
+            None if self.contents.len() + 1 < usize::from(ContentRecord::FREE) => {
+                self.contents.push(content.clone());
+                let number = self.contents.len() as u16;
+                self.numbers.insert(content, number);
+                number
+            }
+            None => return,
+        };
+        self.records.push(ContentRecord { header: self.header, addr, content: number.into() });
+    }
 }
 
 impl Live<'_> {
@@ -101,7 +136,7 @@ impl Traced {
             return None;
         }
         let memory = ProcessMemory::open(self.target.process.tgid).ok()?;
-        let heap = self.heaps.pymalloc(&self.target, &memory)?;
+        let heap = known(PymallocHeap::of(self.heaps.interpreter(&self.target)?, &memory))?;
         let began_ns = now_ns();
         let used = heap.used_blocks(&memory)?;
         Some(Count { used, began_ns, ended_ns: now_ns() })
@@ -111,38 +146,125 @@ impl Traced {
     fn look_into_blocks(&mut self) -> Vec<ContentRecord> {
         let Ok(memory) = ProcessMemory::open(self.target.process.tgid) else { return Vec::new() };
         let (mut in_pools, mut in_heap) = (Vec::new(), Vec::new());
-        for (addr, _, domain, _) in self.trace.ledger.heap_blocks() {
-            if domain == Domain::PyObject && self.traces_pools() {
+        for (addr, size_bytes, domain, _) in self.trace.ledger.heap_blocks() {
+            if domain == Domain::PyObject && self.traces_pools {
                 in_pools.push(addr);
             } else {
-                in_heap.push(addr);
+                in_heap.push((addr, size_bytes));
             }
         }
-        let header =
-            Header { kind: Kind::Content as u8, target: self.index, time_ns: now_ns(), ..Header::default() };
-        let mut found = Vec::new();
-        let mut enter = |addr: u64, content: u16| {
-            found.push(ContentRecord { header, addr, content: content.into() });
+        let kind = Kind::Content as u8;
+        let numbers = self.trace.contents.iter().zip(1..).map(|(content, number)| (content.clone(), number));
+        let mut findings = Findings {
+            header: Header { kind, target: self.index, time_ns: now_ns(), ..Header::default() },
+            numbers: numbers.collect(),
+            contents: &mut self.trace.contents,
+            records: Vec::new(),
         };
-        if !in_pools.is_empty()
-            && let Some(heap) = self.heaps.pymalloc(&self.target, &memory)
-        {
-            heap.read_pools(&memory).look_up(&memory, &in_pools, |_, block| {
-                if block.state == BlockState::Free {
-                    enter(block.addr, ContentRecord::FREE);
-                }
-            });
-        }
         if !in_heap.is_empty()
             && let Some(heap) = self.heaps.glibc(&self.target)
-            && let Ok(states) = heap.free_among(&in_heap)
         {
-            for (addr, state) in in_heap.iter().zip(states) {
-                if state == glibc::BlockState::Free {
-                    enter(*addr, ContentRecord::FREE);
-                }
+            let addrs: Vec<u64> = in_heap.iter().map(|(addr, _)| *addr).collect();
+            if let Ok(states) = heap.free_among(&addrs) {
+                let mut states = states.iter();
+                in_heap.retain(|(addr, _)| {
+                    let is_free = states.next() == Some(&glibc::BlockState::Free);
+                    if is_free {
+                        findings.free(*addr);
+                    }
+                    !is_free
+                });
             }
         }
-        found
+        if self.traces_pools
+            && let Some(interpreter) = self.heaps.interpreter(&self.target)
+        {
+            look_into_python(interpreter, &memory, &in_pools, &in_heap, &mut findings);
+        }
+        findings.records
+    }
+}
+
+/// Tells the blocks of CPython's pools, and what of it lies among the `large` ones, address and size, which the C
+/// library gave.
+fn look_into_python(
+    interpreter: &Interpreter,
+    memory: &ProcessMemory,
+    in_pools: &[u64],
+    large: &[(u64, u64)],
+    findings: &mut Findings<'_>,
+) {
+    let Some(pools) = known(PymallocHeap::of(interpreter, memory)).map(|heap| heap.read_pools(memory)) else {
+        return;
+    };
+    let mut reader = known(ObjectReader::new(interpreter, memory));
+    let mut others = HashSet::new();
+    pools.look_up(memory, in_pools, |_, block| match (block.state, &mut reader) {
+        (BlockState::Free, _) => findings.free(block.addr),
+        (BlockState::Live, Some(reader)) => match content(reader.read(memory, block.addr, block.bytes)) {
+            Some(content) => findings.enter(block.addr, content),
+            None => _ = others.insert(block.addr),
+        },
+        _ => {}
+    });
+    let Some(mut reader) = reader else { return };
+    each_start(memory, large, |addr, bytes| match content(reader.read(memory, addr, bytes)) {
+        Some(content) => findings.enter(addr, content),
+        None => _ = others.insert(addr),
+    });
+    let ranges: Vec<MemoryRange> = large
+        .iter()
+        .map(|(addr, size_bytes)| MemoryRange { addr: *addr, len: *size_bytes as usize })
+        .collect();
+    let owners = reader.owners(memory, &pools, &ranges, &others);
+    for addr in others {
+        let content = owners.get(&addr).map(|owner| Content {
+            type_name: Some(owner.type_name.to_string()),
+            part: Some(owner.part.to_string()),
+            is_parked: false,
+        });
+        findings.enter(addr, content.unwrap_or_default());
+    }
+}
+
+/// What an object's block is called; `None` for another.
+fn content(found: objects::Content) -> Option<Content> {
+    match found {
+        objects::Content::Object(object) => Some(Content {
+            type_name: Some(object.type_name.to_string()),
+            part: None,
+            is_parked: object.is_parked,
+        }),
+        objects::Content::ParkedKeys => Some(Content {
+            type_name: Some("dict".to_owned()),
+            part: Some(Part::Keys.to_string()),
+            is_parked: true,
+        }),
+        objects::Content::NotAnObject => None,
+    }
+}
+
+/// Reads the starts of blocks: each is handed on with as many bytes as it has, those behind its start zeroes.
+fn each_start(memory: &ProcessMemory, blocks: &[(u64, u64)], mut each: impl FnMut(u64, &[u8])) {
+    let blocks: Vec<_> = blocks.iter().filter(|(_, size_bytes)| *size_bytes <= LARGEST_BYTES).collect();
+    let mut whole = Vec::new();
+    for batch in blocks.chunks(BATCH) {
+        let ranges: Vec<MemoryRange> = batch
+            .iter()
+            .map(|(addr, size_bytes)| MemoryRange { addr: *addr, len: START_BYTES.min(*size_bytes as usize) })
+            .collect();
+        let mut starts = vec![0; ranges.iter().map(|range| range.len).sum()];
+        let is_read = memory.read_ranges(&ranges, &mut starts);
+        let mut rest = &starts[..];
+        for ((addr, size_bytes), (range, is_read)) in batch.iter().zip(ranges.iter().zip(is_read)) {
+            let (start, behind) = rest.split_at(range.len);
+            rest = behind;
+            if is_read {
+                whole.clear();
+                whole.extend_from_slice(start);
+                whole.resize(*size_bytes as usize, 0);
+                each(*addr, &whole);
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use tracer_common::probe::Domain;
 
 use super::code::constants;
 use super::elf::{Elf, ElfError, Symbol, SymbolKind};
-use super::pymalloc::{self, Pymalloc};
+use super::pymalloc::{self, Event, Pymalloc};
 use super::python::{PythonFile, PythonUnknown};
 
 /// Start of `_PyRuntime` since 3.13: `_Py_DebugOffsets`, 8 bytes of cookie, the version as
@@ -110,6 +110,17 @@ impl CPython {
             allocator_code: found.own_code,
             file: PythonFile::find(elf, symbols, version, free_threaded)?,
         }))
+    }
+
+    /// Offsets in the file of the functions that make pools, and that no request begins with.
+    pub fn pool_makers(&self) -> Vec<Range<u64>> {
+        let Pymalloc::Sites(sites) = &self.pymalloc else { return Vec::new() };
+        let of = |event| sites.iter().filter(move |site| site.event == event).map(|site| site.file_offset);
+        let makers = self.allocator_code.iter().map(|(code, _)| code).filter(|code| {
+            let has = |event| of(event).any(|offset| code.contains(&offset));
+            has(Event::Fresh) && !has(Event::Pop)
+        });
+        makers.cloned().collect()
     }
 
     /// Why probes on the `PyMem_*` and `PyObject_*` functions would mislead; `None` when they do not.

@@ -177,7 +177,9 @@ pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) ->
     if inspected.has_allocator() {
         look_into(&elf, &mut inspected.functions)?;
     }
-    let is_nameless = inspected.allocators.is_empty() && inspected.libc.is_none() && !is_loader;
+    // Since 3.13 every CPython has mimalloc in it, which only free-threaded ones use.
+    let has_lock = inspected.cpython.as_ref().is_some_and(|cpython| cpython.free_threaded == Some(false));
+    let is_nameless = inspected.allocators.is_empty() && inspected.libc.is_none() && !is_loader && !has_lock;
     if inspected.is_stripped && is_nameless {
         inspected.unnamed_allocator = unnamed::allocator(&elf)?;
     }

@@ -67,7 +67,7 @@ impl Content {
 /// Tells what blocks hold. It remembers the types that it met, so take a new one for each look at a process.
 #[derive(Debug)]
 pub struct ObjectReader {
-    minor: u8,
+    pub(super) minor: u8,
     pub(super) types: Types,
     /// Bytes that debug hooks put in front.
     pub(super) hook_bytes: usize,

@@ -43,9 +43,9 @@ impl Keys {
         let keys = if minor < 11 {
             let slots = word(bytes, 8);
             let index_bytes = match slots {
-                ..=0xff => 1,
-                ..=0xffff => 2,
-                ..=0xffff_ffff => 4,
+                0..=0xff => 1,
+                0x100..=0xffff => 2,
+                0x1_0000..=0xffff_ffff => 4,
                 _ => 8,
             };
             // Between them the function that looks keys up.

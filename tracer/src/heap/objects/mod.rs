@@ -6,7 +6,9 @@
 mod content;
 mod dict;
 mod floats;
+mod owners;
 mod text;
 mod types;
 
 pub use content::{Content, Object, ObjectReader};
+pub use owners::{Owner, Part};

@@ -1,0 +1,339 @@
+//! Whose the memory is that holds no object: the items of a list, the keys of a dictionary, a buffer.
+//!
+//! All live blocks are looked through once for words that are addresses of the wanted ones. That needs no knowledge of
+//! how each type keeps its memory; where it is known, the part has a name.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use super::content::{Found, ObjectReader};
+use super::types::Kind;
+use crate::heap::Pools;
+use crate::target::{MemoryRange, ProcessMemory};
+
+/// Bytes of a large block that are looked through: structs of C with pointers are not larger.
+const LARGE_BYTES: usize = 1 << 16;
+
+/// Bytes of large blocks that are read at once.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// What is in front of the values that instances of 3.11 and 3.12 have: bytes that say in which order they came, at
+/// most 30, and two lengths, whole words.
+const VALUES_PREFIX_BYTES: u64 = 32;
+
+/// Whose a block is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Address of the object.
+    pub addr: u64,
+    /// Its type: `module.Type`, builtins without their module.
+    pub type_name: Arc<str>,
+    /// What the object has the block for.
+    pub part: Part,
+}
+
+/// What an object has a block of memory for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Something else.
+    Memory,
+    /// Items of a list.
+    Items,
+    /// Keys of a dictionary, with its values if it does not share the keys.
+    Keys,
+    /// Values of attributes, or of a dictionary that shares its keys.
+    Values,
+    /// Hash table of a set.
+    Table,
+    /// Bytes of a `bytearray`.
+    Buffer,
+    /// Items of a `deque`.
+    Blocks,
+    /// Characters of a text.
+    Text,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "memory",
+            Self::Items => "items",
+            Self::Keys => "keys",
+            Self::Values => "values",
+            Self::Table => "table",
+            Self::Buffer => "buffer",
+            Self::Blocks => "blocks",
+            Self::Text => "text",
+        })
+    }
+}
+
+/// The wanted blocks, in a form that most words are passed over by in no time.
+struct Wanted<'a> {
+    blocks: &'a HashSet<u64>,
+    lowest: u64,
+    span: u64,
+    /// A bit for each 16 bytes of address space, many share one.
+    bits: Vec<u64>,
+    shift: u32,
+    /// How far behind the start of a block a pointer to it may lead.
+    reach: u64,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(blocks: &'a HashSet<u64>, reach: u64) -> Self {
+        let lowest = blocks.iter().copied().min().unwrap_or(0);
+        let highest = blocks.iter().copied().max().unwrap_or(0).saturating_add(reach);
+        let granules = blocks.len() as u64 * (1 + reach / 16);
+        let log2_bits = (granules * 16).next_power_of_two().ilog2().clamp(12, 27);
+        let mut wanted = Self {
+            blocks,
+            lowest,
+            span: highest - lowest,
+            bits: vec![0; 1 << (log2_bits - 6)],
+            shift: 64 - log2_bits,
+            reach,
+        };
+        for block in blocks {
+            for offset in (0..=reach).step_by(16) {
+                let bit = wanted.bit(block.wrapping_add(offset));
+                wanted.bits[(bit / 64) as usize] |= 1 << (bit % 64);
+            }
+        }
+        wanted
+    }
+
+    /// Fibonacci hashing: neighbours come to lie far from each other.
+    const fn bit(&self, addr: u64) -> u64 {
+        (addr >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift
+    }
+
+    /// Whether a word may lead to a wanted block.
+    fn may_be(&self, word: u64) -> bool {
+        if word.wrapping_sub(self.lowest) > self.span {
+            return false;
+        }
+        let bit = self.bit(word);
+        self.bits[(bit / 64) as usize] & (1 << (bit % 64)) != 0
+    }
+
+    /// The wanted block that a word leads to, and how far behind its start.
+    fn block(&self, word: u64) -> Option<(u64, u64)> {
+        let at = word.next_multiple_of(8);
+        let offsets = (0..=self.reach).step_by(8);
+        let mut blocks = offsets.map(|offset| (at.wrapping_sub(offset), offset));
+        blocks.find(|(block, _)| self.blocks.contains(block))
+    }
+}
+
+/// What was found of the wanted blocks so far.
+#[derive(Default)]
+struct Claims {
+    owned: HashMap<u64, Owner>,
+    /// From blocks that are no objects, to wanted ones.
+    links: Vec<(u64, u64)>,
+}
+
+impl ObjectReader {
+    /// Whose the `wanted` blocks are, by their addresses; those of which no live object has a pointer are left out.
+    /// `large` are blocks of the C library, which may be wanted, or be objects, or lead from an object to others.
+    pub fn owners(
+        &mut self,
+        memory: &ProcessMemory,
+        pools: &Pools,
+        large: &[MemoryRange],
+        wanted: &HashSet<u64>,
+    ) -> HashMap<u64, Owner> {
+        let mut claims = self.claims(memory, pools, large, wanted);
+        follow(&mut claims);
+        // Of what leads to the rest it is not known yet whose it is.
+        let between: HashSet<u64> = claims
+            .links
+            .iter()
+            .filter(|(from, to)| !claims.owned.contains_key(to) && !wanted.contains(from))
+            .map(|(from, _)| *from)
+            .collect();
+        if !between.is_empty() {
+            let more = self.claims(memory, pools, large, &between);
+            for (addr, owner) in more.owned {
+                claims.owned.entry(addr).or_insert(Owner { part: Part::Memory, ..owner });
+            }
+            follow(&mut claims);
+        }
+        claims.owned.retain(|addr, _| wanted.contains(addr));
+        claims.owned
+    }
+
+    fn claims(
+        &mut self,
+        memory: &ProcessMemory,
+        pools: &Pools,
+        large: &[MemoryRange],
+        blocks: &HashSet<u64>,
+    ) -> Claims {
+        let mut claims = Claims::default();
+        if blocks.is_empty() {
+            return claims;
+        }
+        let values = if matches!(self.minor, 11 | 12) { VALUES_PREFIX_BYTES } else { 0 };
+        let wanted = Wanted::new(blocks, values + self.hook_bytes as u64);
+        pools.each_live(memory, |block| {
+            self.look_through(memory, &wanted, &mut claims, block.addr, block.bytes);
+        });
+        let mut rest = large;
+        let mut buffer = Vec::new();
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |range: &&MemoryRange| {
+                bytes += range.len.min(LARGE_BYTES);
+                bytes <= BATCH_BYTES
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (batch, behind) = rest.split_at(count);
+            rest = behind;
+            let starts: Vec<MemoryRange> = batch
+                .iter()
+                .map(|range| MemoryRange { addr: range.addr, len: range.len.min(LARGE_BYTES) })
+                .collect();
+            buffer.resize(starts.iter().map(|range| range.len).sum(), 0);
+            let is_read = memory.read_ranges(&starts, &mut buffer);
+            let mut bytes = &buffer[..];
+            for (range, is_read) in starts.iter().zip(is_read) {
+                let (own, others) = bytes.split_at(range.len);
+                bytes = others;
+                if is_read {
+                    self.look_through(memory, &wanted, &mut claims, range.addr, own);
+                }
+            }
+        }
+        claims
+    }
+
+    fn look_through(
+        &mut self,
+        memory: &ProcessMemory,
+        wanted: &Wanted<'_>,
+        claims: &mut Claims,
+        addr: u64,
+        bytes: &[u8],
+    ) {
+        // What is in the block matters only if something in it leads to a wanted one.
+        let mut object: Option<Option<Found>> = None;
+        for (index, chunk) in bytes.as_chunks().0.iter().enumerate() {
+            let word = u64::from_le_bytes(*chunk);
+            if !wanted.may_be(word) {
+                continue;
+            }
+            let Some((block, offset)) = wanted.block(word) else { continue };
+            if block == addr {
+                continue;
+            }
+            let found = object.get_or_insert_with(|| self.find(memory, addr, bytes));
+            let Some(found) = found else {
+                if offset == self.hook_bytes as u64 {
+                    claims.links.push((addr, block));
+                }
+                continue;
+            };
+            if found.is_parked {
+                return;
+            }
+            let field = (index * 8) as i64 - found.at as i64;
+            let Some(part) = self.part(found, field, offset) else { continue };
+            let of = self.types.get(found.type_number);
+            let owner = || Owner { addr: addr + found.at as u64, type_name: of.name.clone(), part };
+            claims
+                .owned
+                .entry(block)
+                .and_modify(|known| {
+                    if known.part < part {
+                        *known = owner();
+                    }
+                })
+                .or_insert_with(owner);
+        }
+    }
+
+    /// What an object has a block for to which a field of it leads, some bytes behind its start. `None` where it is
+    /// no pointer to that block.
+    ///
+    /// Offsets of CPython 3.8 to 3.15: `listobject.h`, `dictobject.h`, `setobject.h`, `bytearrayobject.h`,
+    /// `unicodeobject.h` in `Include/cpython`, `_collectionsmodule.c`, `pycore_object.h`.
+    fn part(&self, found: &Found, field: i64, offset: u64) -> Option<Part> {
+        let of = self.types.get(found.type_number);
+        let behind = offset.checked_sub(self.hook_bytes as u64)?;
+        if field < 0 {
+            // 3.11 and 3.12 have pointers to the attributes in front of the collector's words.
+            return (of.has_managed_dict && field < -16).then_some(Part::Values);
+        }
+        let part = match (of.kind, field) {
+            (Kind::Dict, 40) => return Some(Part::Values),
+            (Kind::List, 24) => Part::Items,
+            (Kind::Dict, 32) => Part::Keys,
+            (Kind::Set, 40) => Part::Table,
+            (Kind::ByteArray, 32) => Part::Buffer,
+            (Kind::Deque, 24 | 32) => Part::Blocks,
+            (Kind::Str, 40..) => Part::Text,
+            _ => Part::Memory,
+        };
+        (behind == 0).then_some(part)
+    }
+}
+
+/// Gives what owned blocks lead to the same owner.
+fn follow(claims: &mut Claims) {
+    let mut links: HashMap<u64, Vec<u64>> = HashMap::new();
+    for (from, to) in &claims.links {
+        links.entry(*from).or_default().push(*to);
+    }
+    let mut ends: Vec<u64> = links.keys().copied().filter(|from| claims.owned.contains_key(from)).collect();
+    while let Some(from) = ends.pop() {
+        let Some(owner) = claims.owned.get(&from).cloned() else { continue };
+        for to in links.remove(&from).unwrap_or_default() {
+            if let Entry::Vacant(vacant) = claims.owned.entry(to) {
+                vacant.insert(owner.clone());
+                ends.push(to);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner() -> Owner {
+        Owner { addr: 1, type_name: "collections.deque".into(), part: Part::Blocks }
+    }
+
+    #[test]
+    fn words_that_lead_to_wanted_blocks_are_found() {
+        let blocks = HashSet::from([0x7f00_0000_1000, 0x7f00_0000_2000]);
+        let exact = Wanted::new(&blocks, 0);
+        assert!(exact.may_be(0x7f00_0000_2000));
+        assert_eq!(exact.block(0x7f00_0000_2000), Some((0x7f00_0000_2000, 0)));
+        assert_eq!(exact.block(0x7f00_0000_2008), None);
+        assert!(!exact.may_be(0x7f00_0000_0ff0) && !exact.may_be(0x7f00_0000_2010));
+        let inside = Wanted::new(&blocks, VALUES_PREFIX_BYTES);
+        // 3.12 marks a pointer to values by taking 1 from it.
+        for (word, offset) in [(0x7f00_0000_1000, 0), (0x7f00_0000_1007, 8), (0x7f00_0000_101f, 32)] {
+            assert!(inside.may_be(word));
+            assert_eq!(inside.block(word), Some((0x7f00_0000_1000, offset)));
+        }
+        assert_eq!(inside.block(0x7f00_0000_1028), None);
+        let none = HashSet::new();
+        assert!(!Wanted::new(&none, 0).may_be(0x7f00_0000_1000));
+    }
+
+    #[test]
+    fn a_chain_of_blocks_has_the_owner_of_its_first() {
+        let mut claims = Claims::default();
+        claims.owned.insert(10, owner());
+        claims.links = vec![(30, 40), (20, 30), (10, 20), (50, 60)];
+        follow(&mut claims);
+        assert_eq!(claims.owned.get(&40), Some(&owner()));
+        assert_eq!(claims.owned.get(&60), None);
+    }
+}
