@@ -73,20 +73,20 @@ fn describe_sites(out: &mut dyn Write, target: &Target, sites: &[PoolSite]) -> i
     fact(out, "pymalloc", &text)?;
     let memory =
         ProcessMemory::open(target.process.tgid).map_err(|error| HeapUnknown::NoFile(error.to_string()));
-    let looked = memory.and_then(|memory| {
-        let interpreter = Interpreter::open(target)?;
-        let served = PythonAllocators::read(&interpreter, &memory)?;
-        let pools = PymallocHeap::of(&interpreter, &memory)?.read_pools(&memory);
-        Ok((served, pools))
-    });
-    match looked {
-        Ok((served, pools)) => {
-            fact(out, "served by", &served.to_string())?;
+    let interpreter = memory.and_then(|memory| Ok((Interpreter::open(target)?, memory)));
+    if let Ok((interpreter, memory)) = &interpreter
+        && let Ok(served) = PythonAllocators::read(interpreter, memory)
+    {
+        fact(out, "served by", &served.to_string())?;
+    }
+    let pools = interpreter
+        .and_then(|(interpreter, memory)| Ok(PymallocHeap::of(&interpreter, &memory)?.read_pools(&memory)));
+    match pools {
+        Ok(pools) => {
             let (blocks, arenas) = (pools.used_blocks(), pools.arenas().len());
-            let (some, are) = if arenas == 1 { ("arena", "is") } else { ("arenas", "are") };
+            let some = if arenas == 1 { "arena" } else { "arenas" };
             let text = format!(
-                "{blocks} blocks in {arenas} {some}, which {are} found: a trace measures what its probes see, \
-                 all of it where every copy of pymalloc was found"
+                "all of it is expected; a trace measures it against the pools ({blocks} blocks in {arenas} {some})"
             );
             fact(out, "coverage", &text)
         }

@@ -85,11 +85,14 @@ impl Allocators {
             CodeAddr::InFile { module, offset } => self.called(module, offset, modules).map(Function::domain),
             _ => None,
         });
+        let in_heap = Function::from_number(raw.header.function)
+            .is_some_and(|function| function.domain() == Domain::Malloc);
         raw.asked = match domain {
             Some(Domain::PyRaw) => Asked::PyRaw,
             Some(Domain::PyMem) => Asked::PyMem,
             Some(Domain::PyObject) => Asked::PyObject,
-            Some(Domain::Malloc) if in_interpreter(&caller) => Asked::Interpreter,
+            // Also through the tables of its allocators, which may lead to the C library.
+            _ if in_heap && in_interpreter(&caller) => Asked::Interpreter,
             _ => Asked::Unknown,
         };
     }

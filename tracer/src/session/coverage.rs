@@ -6,6 +6,7 @@ use tracer_common::probe::Domain;
 
 use super::balance::Shares;
 use super::traced::Traced;
+use super::verify::PoolUse;
 use crate::model::Coverage;
 
 /// The domains that are traced; `asked` are those named by the user.
@@ -68,7 +69,15 @@ pub fn coverage(asked: Option<&[Domain]>, traced: &[Traced]) -> BTreeMap<String,
 /// What the pools' own counts say, of the target of which most was missed. Not known of one that ended by itself,
 /// and where blocks of some sizes only are traced.
 fn pools(traced: &[Traced]) -> Coverage {
-    let shares = traced.iter().filter(|traced| traced.traces_pools()).map(|traced| {
+    let with_pools = || traced.iter().filter(|traced| traced.traces_pools());
+    let of = |share, how: &str| Coverage { alloc_share: share, free_share: share, how: how.to_owned() };
+    if with_pools().any(|traced| traced.pool_use == PoolUse::Mimalloc) {
+        return of(Some(0.0), "mimalloc");
+    }
+    if with_pools().all(|traced| traced.pool_use == PoolUse::Malloc) {
+        return of(Some(1.0), "malloc");
+    }
+    let shares = with_pools().filter(|traced| traced.pool_use == PoolUse::Pymalloc).map(|traced| {
         let missed = traced.trace.ledger.inconsistencies();
         traced.balance.as_ref()?.shares(missed.frees_missed + missed.found_free)
     });

@@ -11,7 +11,7 @@ use super::code_reader::{self, RunningCode};
 use super::modules::ModuleTable;
 use super::own_pages::OwnPages;
 use super::unwind_tables::UnwindTables;
-use super::verify::Heaps;
+use super::verify::{Heaps, PoolUse};
 use crate::model::{Event, Mapping, RawCode, RawStack};
 use crate::probes::attach::{Attachee, Links};
 use crate::probes::hooks::{Part, Purpose};
@@ -82,6 +82,8 @@ pub struct Traced {
     pub heaps: Heaps,
     /// How much of the traffic of pools is seen; `None` where it is not traced.
     pub balance: Option<Balance>,
+    /// Whether CPython's pools are in use.
+    pub pool_use: PoolUse,
     /// Whether it is traced what leaves and enters the pools of pymalloc.
     pub(super) traces_pools: bool,
     /// What the kernel side was told of the process.
@@ -107,6 +109,7 @@ impl Traced {
             allocators: Allocators::default(),
             heaps: Heaps::default(),
             balance: None,
+            pool_use: PoolUse::default(),
             traces_pools: false,
             entry: None,
         }

@@ -14,7 +14,9 @@ use super::live::{GRACE, Live, now_ns};
 use super::traced::Traced;
 use crate::heap::glibc::{self, GlibcHeap};
 use crate::heap::objects::{self, Part};
-use crate::heap::{BlockState, HeapUnknown, Interpreter, ObjectReader, PymallocHeap};
+use crate::heap::{
+    Allocator, BlockState, HeapUnknown, Interpreter, ObjectReader, Pools, PymallocHeap, PythonAllocators,
+};
 use crate::ledger::SizeLimits;
 use crate::model::{Content, Event};
 use crate::target::{MemoryRange, ProcessMemory, Target};
@@ -43,12 +45,36 @@ impl Heaps {
         self.interpreter.as_ref()
     }
 
+    /// What serves the requests for objects.
+    fn pool_use(&mut self, target: &Target, memory: &ProcessMemory) -> PoolUse {
+        let Some(interpreter) = self.interpreter(target) else { return PoolUse::Pymalloc };
+        match known(PythonAllocators::read(interpreter, memory))
+            .map(|served| served.object.innermost().clone())
+        {
+            Some(Allocator::Malloc) => PoolUse::Malloc,
+            Some(Allocator::Mimalloc) => PoolUse::Mimalloc,
+            _ => PoolUse::Pymalloc,
+        }
+    }
+
     fn glibc(&mut self, target: &Target) -> Option<&GlibcHeap> {
         if self.glibc.is_none() {
             self.glibc = GlibcHeap::locate(target).inspect_err(|error| log::info!("not asked: {error}")).ok();
         }
         self.glibc.as_ref()
     }
+}
+
+/// Whether CPython's pools are in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PoolUse {
+    /// They are, as far as is known.
+    #[default]
+    Pymalloc,
+    /// Everything is asked of the C library, and seen there.
+    Malloc,
+    /// CPython's own mimalloc serves, which is not traced.
+    Mimalloc,
 }
 
 fn known<T>(looked: Result<T, HeapUnknown>) -> Option<T> {
@@ -94,6 +120,12 @@ impl Live<'_> {
                 traced.balance = traced.count_pool_blocks().map(Balance::new);
             }
         }
+        if self.traced.iter().any(|traced| traced.pool_use == PoolUse::Mimalloc) {
+            self.note(
+                "this CPython takes its objects' memory from its own mimalloc (PYTHONMALLOC), which is not traced"
+                    .to_owned(),
+            );
+        }
     }
 
     /// Asks the allocators of all targets that still run, and enters what they say.
@@ -136,6 +168,10 @@ impl Traced {
             return None;
         }
         let memory = ProcessMemory::open(self.target.process.tgid).ok()?;
+        self.pool_use = self.heaps.pool_use(&self.target, &memory);
+        if self.pool_use != PoolUse::Pymalloc {
+            return None;
+        }
         let heap = known(PymallocHeap::of(self.heaps.interpreter(&self.target)?, &memory))?;
         let began_ns = now_ns();
         let used = heap.used_blocks(&memory)?;
@@ -194,9 +230,9 @@ fn look_into_python(
     large: &[(u64, u64)],
     findings: &mut Findings<'_>,
 ) {
-    let Some(pools) = known(PymallocHeap::of(interpreter, memory)).map(|heap| heap.read_pools(memory)) else {
-        return;
-    };
+    // There are none where CPython asks the C library for everything.
+    let pools = known(PymallocHeap::of(interpreter, memory)).map(|heap| heap.read_pools(memory));
+    let pools = pools.unwrap_or(Pools::NONE);
     let mut reader = known(ObjectReader::new(interpreter, memory));
     let mut others = HashSet::new();
     pools.look_up(memory, in_pools, |_, block| match (block.state, &mut reader) {

@@ -82,6 +82,10 @@ pub(super) fn are_pools(memory: &ProcessMemory, arenas: &[(u32, RawArena)], pool
 }
 
 impl Pools {
+    /// None at all: of a CPython whose requests something else serves.
+    pub const NONE: Self =
+        Self { pool_bytes: 4096, arenas: Vec::new(), pools: Vec::new(), unread: 0, has_all_arenas: true };
+
     pub(super) fn read(
         memory: &ProcessMemory,
         arenas: Vec<(u32, RawArena)>,

@@ -80,17 +80,18 @@ enum Value {
     Head { number: u32, pool: Address },
     /// What lies in the first word of the block that `head` points to: the next head.
     Behind { number: u32, head: Address },
-    /// The count of references of `pool`, changed by so much.
-    Count { pool: Address, change: i8 },
+    /// The count of references of `pool`, changed by so much; or, on another way there, something else.
+    Count { number: u32, pool: Address, change: i8 },
 }
 
 impl Value {
-    /// The value as an address, where it may be one.
-    fn address(self) -> Option<Address> {
+    /// The value as an address.
+    fn address(self) -> Address {
         match self {
-            Self::Plain(address) => Some(address),
-            Self::Head { number, .. } | Self::Behind { number, .. } => Some(Address { number, offset: 0 }),
-            Self::Count { .. } => None,
+            Self::Plain(address) => address,
+            Self::Head { number, .. } | Self::Behind { number, .. } | Self::Count { number, .. } => {
+                Address { number, offset: 0 }
+            }
         }
     }
 }
@@ -303,12 +304,12 @@ impl Reader {
         let is_plain = instruction.memory_index() == Register::None
             && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
         let base = self.get(instruction.memory_base()).filter(|_| is_plain)?;
-        Some((base.address()?, instruction.memory_displacement64()))
+        Some((base.address(), instruction.memory_displacement64()))
     }
 
     /// Where that address is at hand.
     fn place_of(&self, address: Address) -> Option<Place> {
-        let is_it = |value: &Value| value.address() == Some(address);
+        let is_it = |value: &Value| value.address() == address;
         if let Some(register) = self.values.iter().position(is_it) {
             return Some(Place { register: register as u8, offset: 0, is_read: false });
         }
@@ -320,7 +321,7 @@ impl Reader {
     fn is_head_of(&self, head: Address, of: Address) -> bool {
         let spilled = self.spilled.iter().map(|(_, value)| value);
         self.values.iter().chain(spilled).any(|value| match value {
-            Value::Head { pool, .. } => value.address() == Some(head) && *pool == of,
+            Value::Head { pool, .. } => value.address() == head && *pool == of,
             _ => false,
         })
     }
@@ -403,11 +404,11 @@ impl Reader {
     fn result(&mut self, instruction: &Instruction, from: Register, by: i32) {
         let to = instruction.op0_register();
         let value = match self.values[from.full_register().number()] {
-            Value::Count { pool, change: 0 } => {
-                i8::try_from(by).ok().map(|change| Value::Count { pool, change })
+            Value::Count { pool, change: 0, .. } if !to.is_gpr64() => {
+                let number = self.fresh_number();
+                i8::try_from(by).ok().map(|change| Value::Count { number, pool, change })
             }
-            Value::Count { .. } => None,
-            value if to.is_gpr64() => value.address().map(|address| Value::Plain(address.plus(by))),
+            value if to.is_gpr64() => Some(Value::Plain(value.address().plus(by))),
             _ => None,
         };
         let value = value.unwrap_or_else(|| self.unknown());
@@ -454,7 +455,9 @@ impl Reader {
                 let head = Address { number: head, offset: 0 };
                 Some(Value::Behind { number: self.fresh_number(), head })
             }
-            (0, _) if to.is_gpr32() => Some(Value::Count { pool: from, change: 0 }),
+            (0, _) if to.is_gpr32() => {
+                Some(Value::Count { number: self.fresh_number(), pool: from, change: 0 })
+            }
             _ => None,
         }
     }
@@ -481,7 +484,7 @@ impl Reader {
                 self.first_words.extend(value.map(|value| (at, value)));
             }
             (0, 4) => {
-                if let Some(Value::Count { pool, change }) = value
+                if let Some(Value::Count { pool, change, .. }) = value
                     && pool == to
                 {
                     self.count(pool, change);
@@ -503,9 +506,9 @@ impl Reader {
             Some(value) => {
                 let block = value.address();
                 let is_linked = self.first_words.iter().any(|(at, word)| {
-                    Some(*at) == block && matches!(word, Value::Head { pool, .. } if *pool == to)
+                    *at == block && matches!(word, Value::Head { pool, .. } if *pool == to)
                 });
-                self.pool(to).pushed = block.filter(|_| is_linked);
+                self.pool(to).pushed = is_linked.then_some(block);
             }
             None => self.pool(to).pushed = None,
         }

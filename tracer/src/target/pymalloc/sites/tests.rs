@@ -98,3 +98,13 @@ fn what_only_looks_like_it_is_none() {
     assert_eq!(found(&[]), []);
     assert_eq!(found(&[0x06; 40]), []);
 }
+
+#[test]
+fn a_register_that_seemed_to_count_may_hold_a_block_on_another_way() {
+    // mov (%rax),%ebx; a pop and its look; then a push of what is in %rbx, to which a jump leads.
+    let mut code = b"\x8b\x18".to_vec();
+    code.extend_from_slice(
+        b"\x48\x8b\x4a\x08\x48\x89\x0b\x48\x89\x5a\x08\x8b\x02\x83\xe8\x01\x89\x02\x48\x85\xc9\x74\x7e",
+    );
+    assert_eq!(found(&code), [(Event::Push, 0x17, RBX, 0, false)]);
+}
