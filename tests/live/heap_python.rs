@@ -1,6 +1,6 @@
 //! The heap of Python programs, read from outside, is what the interpreter says of it: `targets/heap`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use memtrace_tests::harness::python::find;
@@ -299,4 +299,52 @@ fn what_churn_leaves_is_parked() {
         heap.program.quit();
     }
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// Memory beside objects is known by the object that has it.
+#[test]
+fn memory_of_objects_is_known_by_its_owner() {
+    let _root = as_root();
+    for python in pythons() {
+        for variables in [&[][..], &[("PYTHONMALLOC", "debug")]] {
+            let name = format!("{} {variables:?}", python.name);
+            let mut heap = Heap::start(&python, variables);
+            let before = contents(&heap);
+            heap.ask("keep 2000");
+            let wanted: Vec<u64> = contents(&heap)
+                .into_iter()
+                .filter(|(addr, content)| *content == Content::NotAnObject && !before.contains_key(addr))
+                .map(|(addr, _)| addr)
+                .collect();
+            let interpreter = Interpreter::open(&heap.target).expect("an interpreter");
+            let pools =
+                PymallocHeap::of(&interpreter, &heap.memory).expect("a heap").read_pools(&heap.memory);
+            let mut reader = ObjectReader::new(&interpreter, &heap.memory).expect("types");
+            let owners = reader.owners(&heap.memory, &pools, &[], &wanted);
+            let mut parts: BTreeMap<String, i64> = BTreeMap::new();
+            for owner in owners.values() {
+                *parts.entry(format!("{} {}", owner.type_name, owner.part)).or_default() += 1;
+            }
+            println!("{name}: {} wanted, {parts:?}", wanted.len());
+            let mut expected = vec![("list items", 4000), ("dict keys", 2000)];
+            // 3.15 has a `bytes` for a buffer.
+            if python.minor < 15 {
+                expected.push(("bytearray buffer", 2000));
+            }
+            match python.minor {
+                ..=10 => expected.push(("dict values", 2000)),
+                11 | 12 => expected.push(("__main__.Plain values", 2000)),
+                _ => {}
+            }
+            for (part, count) in expected {
+                // Of the lists that hold the others, some have large arrays.
+                assert!(
+                    (parts.get(part).copied().unwrap_or(0) - count).abs() < 40,
+                    "{name}: {part} of {parts:?}"
+                );
+            }
+            assert!(wanted.len() - owners.len() < 40, "{name}: {} of {}", owners.len(), wanted.len());
+            heap.program.quit();
+        }
+    }
 }

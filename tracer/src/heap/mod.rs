@@ -18,5 +18,5 @@ mod words;
 
 pub use allocators::{Allocator, PythonAllocators};
 pub use interpreter::{HeapUnknown, Interpreter};
-pub use objects::{Content, Object, ObjectReader};
+pub use objects::{Content, Object, ObjectReader, Owner, Part};
 pub use pymalloc::{Block, BlockState, Pools, PymallocHeap};

@@ -3,10 +3,11 @@
 //! All live blocks are looked through once for words that are addresses of the wanted ones. That needs no knowledge of
 //! how each type keeps its memory; where it is known, the part has a name.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+
+use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, HashSet};
 
 use super::content::{Found, ObjectReader};
 use super::types::Kind;
@@ -70,61 +71,112 @@ impl fmt::Display for Part {
     }
 }
 
+/// Address space is looked at in regions of this many bytes.
+const REGION_LOG2: u32 = 20;
+
+/// How many [`Bits`] a region has.
+const REGION_PARTS: usize = 1 << (REGION_LOG2 - 4 - 6);
+
 /// The wanted blocks, in a form that most words are passed over by in no time.
-struct Wanted<'a> {
-    blocks: &'a HashSet<u64>,
-    lowest: u64,
-    span: u64,
-    /// A bit for each 16 bytes of address space, many share one.
-    bits: Vec<u64>,
-    shift: u32,
+struct Wanted {
+    /// Regions, each one more than its number so that 0 is none, by a hash of it; and where its bits begin.
+    regions: Vec<(u64, usize)>,
+    /// Words that lead to neighbours come one after the other: their bits stand together.
+    bits: Vec<Bits>,
     /// How far behind the start of a block a pointer to it may lead.
     reach: u64,
 }
 
-impl<'a> Wanted<'a> {
-    fn new(blocks: &'a HashSet<u64>, reach: u64) -> Self {
-        let lowest = blocks.iter().copied().min().unwrap_or(0);
-        let highest = blocks.iter().copied().max().unwrap_or(0).saturating_add(reach);
-        let granules = blocks.len() as u64 * (1 + reach / 16);
-        let log2_bits = (granules * 16).next_power_of_two().ilog2().clamp(12, 27);
+/// What is wanted of 64 times 16 bytes.
+#[derive(Clone, Copy, Default)]
+struct Bits {
+    /// A block begins there.
+    starts: u64,
+    /// A pointer to a block may lead there.
+    reached: u64,
+}
+
+impl Wanted {
+    /// `blocks` are pairs of address and bytes.
+    fn new(blocks: impl Iterator<Item = (u64, u64)> + Clone, reach: u64) -> Self {
+        let reached = |(addr, bytes): (u64, u64)| {
+            (0..=reach.min(bytes.saturating_sub(1))).step_by(16).map(move |offset| addr.wrapping_add(offset))
+        };
+        let mut numbers: Vec<u64> = Vec::new();
+        let mut last = u64::MAX;
+        for number in blocks.clone().flat_map(reached).map(|addr| addr >> REGION_LOG2) {
+            if number != last {
+                numbers.push(number);
+                last = number;
+            }
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
         let mut wanted = Self {
-            blocks,
-            lowest,
-            span: highest - lowest,
-            bits: vec![0; 1 << (log2_bits - 6)],
-            shift: 64 - log2_bits,
+            regions: vec![(0, 0); (numbers.len() * 4).next_power_of_two().max(64)],
+            bits: vec![Bits::default(); numbers.len() * REGION_PARTS],
             reach,
         };
+        for (index, number) in numbers.into_iter().enumerate() {
+            let mut place = wanted.place(number);
+            while wanted.regions[place].0 != 0 {
+                place = (place + 1) % wanted.regions.len();
+            }
+            wanted.regions[place] = (number + 1, index * REGION_PARTS);
+        }
         for block in blocks {
-            for offset in (0..=reach).step_by(16) {
-                let bit = wanted.bit(block.wrapping_add(offset));
-                wanted.bits[(bit / 64) as usize] |= 1 << (bit % 64);
+            if let Some((index, bit)) = wanted.place_of(block.0) {
+                wanted.bits[index].starts |= bit;
+            }
+            for addr in reached(block) {
+                if let Some((index, bit)) = wanted.place_of(addr) {
+                    wanted.bits[index].reached |= bit;
+                }
             }
         }
         wanted
     }
 
-    /// Fibonacci hashing: neighbours come to lie far from each other.
-    const fn bit(&self, addr: u64) -> u64 {
-        (addr >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift
+    /// Fibonacci hashing.
+    const fn place(&self, number: u64) -> usize {
+        let log2_len = self.regions.len().ilog2();
+        (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - log2_len)) as usize
+    }
+
+    /// Where the bits of an address are, if its region has any.
+    #[inline]
+    fn place_of(&self, addr: u64) -> Option<(usize, u64)> {
+        let number = addr >> REGION_LOG2;
+        let mut place = self.place(number);
+        loop {
+            match self.regions[place] {
+                (0, _) => return None,
+                (known, start) if known == number + 1 => {
+                    let granule = (addr as usize % (1 << REGION_LOG2)) / 16;
+                    return Some((start + granule / 64, 1 << (granule % 64)));
+                }
+                _ => place = (place + 1) % self.regions.len(),
+            }
+        }
     }
 
     /// Whether a word may lead to a wanted block.
+    #[inline]
     fn may_be(&self, word: u64) -> bool {
-        if word.wrapping_sub(self.lowest) > self.span {
-            return false;
-        }
-        let bit = self.bit(word);
-        self.bits[(bit / 64) as usize] & (1 << (bit % 64)) != 0
+        // Lower ones are no addresses, but the most usual words.
+        word >= 4096 && self.place_of(word).is_some_and(|(index, bit)| self.bits[index].reached & bit != 0)
     }
 
     /// The wanted block that a word leads to, and how far behind its start.
     fn block(&self, word: u64) -> Option<(u64, u64)> {
         let at = word.next_multiple_of(8);
+        let begins = |block: u64| {
+            block.is_multiple_of(16)
+                && self.place_of(block).is_some_and(|(index, bit)| self.bits[index].starts & bit != 0)
+        };
         let offsets = (0..=self.reach).step_by(8);
         let mut blocks = offsets.map(|offset| (at.wrapping_sub(offset), offset));
-        blocks.find(|(block, _)| self.blocks.contains(block))
+        blocks.find(|(block, _)| begins(*block))
     }
 }
 
@@ -137,32 +189,35 @@ struct Claims {
 }
 
 impl ObjectReader {
-    /// Whose the `wanted` blocks are, by their addresses; those of which no live object has a pointer are left out.
-    /// `large` are blocks of the C library, which may be wanted, or be objects, or lead from an object to others.
+    /// Whose the `wanted` blocks are, by their addresses, which are multiples of 16; those to which no live object has
+    /// a pointer are left out. `large` are blocks of the C library, which may be wanted, or be objects, or lead from an object to others.
     pub fn owners(
         &mut self,
         memory: &ProcessMemory,
         pools: &Pools,
         large: &[MemoryRange],
-        wanted: &HashSet<u64>,
+        wanted: &[u64],
     ) -> HashMap<u64, Owner> {
         let mut claims = self.claims(memory, pools, large, wanted);
         follow(&mut claims);
         // Of what leads to the rest it is not known yet whose it is.
-        let between: HashSet<u64> = claims
+        let mut between: Vec<u64> = claims
             .links
             .iter()
-            .filter(|(from, to)| !claims.owned.contains_key(to) && !wanted.contains(from))
+            .filter(|(from, to)| !claims.owned.contains_key(to) && !claims.owned.contains_key(from))
             .map(|(from, _)| *from)
             .collect();
+        between.sort_unstable();
+        between.dedup();
         if !between.is_empty() {
             let more = self.claims(memory, pools, large, &between);
             for (addr, owner) in more.owned {
                 claims.owned.entry(addr).or_insert(Owner { part: Part::Memory, ..owner });
             }
             follow(&mut claims);
+            let wanted: HashSet<u64> = wanted.iter().copied().collect();
+            claims.owned.retain(|addr, _| wanted.contains(addr));
         }
-        claims.owned.retain(|addr, _| wanted.contains(addr));
         claims.owned
     }
 
@@ -171,14 +226,16 @@ impl ObjectReader {
         memory: &ProcessMemory,
         pools: &Pools,
         large: &[MemoryRange],
-        blocks: &HashSet<u64>,
+        blocks: &[u64],
     ) -> Claims {
         let mut claims = Claims::default();
         if blocks.is_empty() {
             return claims;
         }
         let values = if matches!(self.minor, 11 | 12) { VALUES_PREFIX_BYTES } else { 0 };
-        let wanted = Wanted::new(blocks, values + self.hook_bytes as u64);
+        let bytes = |addr: u64| pools.pool_of(addr).map_or(u64::MAX, |pool| pool.block_bytes.into());
+        let with_bytes = blocks.iter().map(|addr| (*addr, bytes(*addr)));
+        let wanted = Wanted::new(with_bytes, values + self.hook_bytes as u64);
         pools.each_live(memory, |block| {
             self.look_through(memory, &wanted, &mut claims, block.addr, block.bytes);
         });
@@ -214,7 +271,7 @@ impl ObjectReader {
     fn look_through(
         &mut self,
         memory: &ProcessMemory,
-        wanted: &Wanted<'_>,
+        wanted: &Wanted,
         claims: &mut Claims,
         addr: u64,
         bytes: &[u8],
@@ -241,7 +298,7 @@ impl ObjectReader {
                 return;
             }
             let field = (index * 8) as i64 - found.at as i64;
-            let Some(part) = self.part(found, field, offset) else { continue };
+            let Some(part) = self.part(bytes, found, field, offset) else { continue };
             let of = self.types.get(found.type_number);
             let owner = || Owner { addr: addr + found.at as u64, type_name: of.name.clone(), part };
             claims
@@ -261,7 +318,7 @@ impl ObjectReader {
     ///
     /// Offsets of CPython 3.8 to 3.15: `listobject.h`, `dictobject.h`, `setobject.h`, `bytearrayobject.h`,
     /// `unicodeobject.h` in `Include/cpython`, `_collectionsmodule.c`, `pycore_object.h`.
-    fn part(&self, found: &Found, field: i64, offset: u64) -> Option<Part> {
+    fn part(&self, bytes: &[u8], found: &Found, field: i64, offset: u64) -> Option<Part> {
         let of = self.types.get(found.type_number);
         let behind = offset.checked_sub(self.hook_bytes as u64)?;
         if field < 0 {
@@ -275,7 +332,13 @@ impl ObjectReader {
             (Kind::Set, 40) => Part::Table,
             (Kind::ByteArray, 32) => Part::Buffer,
             (Kind::Deque, 24 | 32) => Part::Blocks,
-            (Kind::Str, 40..) => Part::Text,
+            (Kind::Str, _) if self.types.is_text_pointer(bytes, found.at, field) => Part::Text,
+            // They hold no pointers, but their bytes may look like some.
+            (Kind::Str | Kind::Float | Kind::Bytes, _) => return None,
+            // Behind an object its block may have what was there before.
+            _ if of.item_bytes == 0 && !of.has_inline_values && field + 8 > of.basic_bytes as i64 => {
+                return None;
+            }
             _ => Part::Memory,
         };
         (behind == 0).then_some(part)
@@ -310,21 +373,23 @@ mod tests {
 
     #[test]
     fn words_that_lead_to_wanted_blocks_are_found() {
-        let blocks = HashSet::from([0x7f00_0000_1000, 0x7f00_0000_2000]);
-        let exact = Wanted::new(&blocks, 0);
+        let blocks = [(0x7f00_0000_1000, 64), (0x7f00_0000_2000, 16)];
+        let exact = Wanted::new(blocks.into_iter(), 0);
         assert!(exact.may_be(0x7f00_0000_2000));
         assert_eq!(exact.block(0x7f00_0000_2000), Some((0x7f00_0000_2000, 0)));
         assert_eq!(exact.block(0x7f00_0000_2008), None);
-        assert!(!exact.may_be(0x7f00_0000_0ff0) && !exact.may_be(0x7f00_0000_2010));
-        let inside = Wanted::new(&blocks, VALUES_PREFIX_BYTES);
+        assert!(
+            !exact.may_be(0x7f00_0000_0ff0) && !exact.may_be(0x7f00_0000_2010) && !exact.may_be(u64::MAX)
+        );
+        let inside = Wanted::new(blocks.into_iter(), VALUES_PREFIX_BYTES);
         // 3.12 marks a pointer to values by taking 1 from it.
         for (word, offset) in [(0x7f00_0000_1000, 0), (0x7f00_0000_1007, 8), (0x7f00_0000_101f, 32)] {
             assert!(inside.may_be(word));
             assert_eq!(inside.block(word), Some((0x7f00_0000_1000, offset)));
         }
         assert_eq!(inside.block(0x7f00_0000_1028), None);
-        let none = HashSet::new();
-        assert!(!Wanted::new(&none, 0).may_be(0x7f00_0000_1000));
+        assert!(!inside.may_be(0x7f00_0000_2010), "behind the block");
+        assert!(!Wanted::new([].into_iter(), 0).may_be(0x7f00_0000_1000));
     }
 
     #[test]

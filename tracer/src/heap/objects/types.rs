@@ -67,6 +67,7 @@ pub(super) enum Kind {
     Dict,
     Set,
     Str,
+    Bytes,
     ByteArray,
     Deque,
     Type,
@@ -85,6 +86,7 @@ impl Kind {
             "dict" => Self::Dict,
             "set" | "frozenset" => Self::Set,
             "str" => Self::Str,
+            "bytes" => Self::Bytes,
             "bytearray" => Self::ByteArray,
             "collections.deque" => Self::Deque,
             "type" => Self::Type,
@@ -187,6 +189,22 @@ impl Types {
     /// Bytes that the text in these bytes needs at least.
     pub(super) fn least_text_bytes(&self, bytes: &[u8], at: usize) -> u64 {
         word(bytes, at + usize::from(self.text.length)).saturating_add(u64::from(self.text.ascii_data) + 1)
+    }
+
+    /// Whether the text in these bytes has a pointer there: to its UTF-8, and to its characters if they do not follow
+    /// (`PyCompactUnicodeObject`, `PyUnicodeObject`).
+    pub(super) fn is_text_pointer(&self, bytes: &[u8], at: usize, field: i64) -> bool {
+        let state = word(bytes, at + usize::from(self.text.state));
+        let is_set = |bit: u8| state >> bit & 1 != 0;
+        let (is_compact, is_ascii) = (is_set(self.text.compact_bit), is_set(self.text.compact_bit + 1));
+        let utf8 = if self.minor < 12 { 56 } else { 48 };
+        // Up to 3.11 there was another form, of wide characters.
+        let is_wide = self.minor < 12 && field == 64;
+        match (is_compact, is_ascii) {
+            (true, true) => false,
+            (true, false) => field == utf8,
+            (false, _) => field == utf8 || is_wide || field == i64::from(self.text.compact_data),
+        }
     }
 
     /// Number of the type of numbers.
