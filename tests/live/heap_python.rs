@@ -7,7 +7,8 @@ use memtrace_tests::harness::python::find;
 use memtrace_tests::harness::pythons::{Installed, of_pyenv, of_suite};
 use memtrace_tests::harness::{Target, as_root};
 use tracer::heap::{
-    BlockState, Content, HeapUnknown, Interpreter, ObjectReader, Pools, PymallocHeap, PythonAllocators,
+    BlockState, Content, GcState, HeapUnknown, Interpreter, ObjectReader, Objects, Pools, PymallocHeap,
+    PythonAllocators,
 };
 use tracer::target::{InlinedPolicy, Process, ProcessMemory};
 
@@ -346,5 +347,46 @@ fn memory_of_objects_is_known_by_its_owner() {
             assert!(wanted.len() - owners.len() < 40, "{name}: {} of {}", owners.len(), wanted.len());
             heap.program.quit();
         }
+    }
+}
+
+/// What the collector of the program says of itself, and what is read. Objects are counted with some leeway, since
+/// the answer makes some.
+fn check_collector(heap: &mut Heap, name: &str) {
+    let told = heap.ask("collector");
+    let told: Vec<i64> = told.split(' ').map(|number| number.parse().expect("a number")).collect();
+    let interpreter = Interpreter::open(&heap.target).expect("an interpreter");
+    let states =
+        GcState::read(&interpreter, &heap.memory, 10_000_000).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let [state] = &states[..] else { panic!("{name}: {states:?}") };
+    let exactly = |objects| match objects {
+        Objects::Exactly(count) => count as i64,
+        Objects::AtLeast(_) => panic!("{name}: {state:?}"),
+    };
+    let objects = state.generations.map(|generation| exactly(generation.objects));
+    assert_eq!(state.is_enabled, Some(told[0] == 1), "{name}");
+    let thresholds = state.generations.map(|generation| i64::from(generation.threshold));
+    // 3.14's incremental collector, and that of 3.15, have no third threshold.
+    assert_eq!(thresholds[..2], told[1..3], "{name}: {state:?}");
+    for (read, told) in objects.iter().zip(&told[4..7]) {
+        assert!((read - told).abs() < 40, "{name}: {state:?} {told:?}");
+    }
+    assert_eq!(exactly(state.permanent), told[7], "{name}");
+    assert_eq!(state.uncollectable, Some(told[8] as u64), "{name}");
+    println!("{name}: {objects:?} and {} objects", told[7]);
+}
+
+/// The garbage collector's state is what the `gc` module says.
+#[test]
+fn the_collector_is_as_it_says() {
+    let _root = as_root();
+    for python in pythons() {
+        let mut heap = Heap::start(&python, &[]);
+        check_collector(&mut heap, &python.name);
+        heap.ask("collect thawed");
+        check_collector(&mut heap, &python.name);
+        heap.ask("collect frozen");
+        check_collector(&mut heap, &python.name);
+        heap.program.quit();
     }
 }

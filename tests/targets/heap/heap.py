@@ -2,7 +2,8 @@
 
 It speaks the hand-shake of handshake.h: each command is answered by one line. "count" tells how many blocks CPython
 says are in use, "keep" makes objects and tells their addresses, "drop" gives some of them back and tells which,
-"churn" makes and drops objects, "interpreters" starts interpreters.
+"churn" makes and drops objects, "interpreters" starts interpreters,
+"collector" tells of the collector, "collect" changes what it tells.
 """
 
 import contextvars
@@ -152,6 +153,25 @@ def churn(count):
     return str(made)
 
 
+def collector():
+    """What the collector says of itself, which it makes no object for: so its objects are counted last."""
+    objects = [len(gc.get_objects(generation=number)) for number in range(3)]
+    answer = [int(gc.isenabled()), *gc.get_threshold(), *objects, gc.get_freeze_count(), len(gc.garbage)]
+    return " ".join(map(str, answer))
+
+
+def collect(frozen):
+    """Leaves the collector switched off, with some garbage and some objects put aside."""
+    gc.collect()
+    KEPT.append([[number] for number in range(300)])
+    if frozen == "frozen":
+        gc.freeze()
+    gc.disable()
+    gc.set_threshold(701, 11, 12)
+    gc.garbage.extend([1, 2, 3])
+    return "collected"
+
+
 def interpreters(count):
     """Starts interpreters that have, since 3.12, allocators of their own; "none" where that cannot be."""
     try:
@@ -165,7 +185,8 @@ def interpreters(count):
     return "some"
 
 
-COMMANDS = {"count": lambda: str(blocks()), "keep": keep, "drop": drop, "churn": churn, "interpreters": interpreters}
+COMMANDS = {"count": lambda: str(blocks()), "keep": keep, "drop": drop, "churn": churn, "collector": collector,
+            "collect": collect, "interpreters": interpreters}
 
 
 def next_command():

@@ -113,6 +113,12 @@ impl Interpreter {
         Ok(self.elf.symbols(SymbolTable::Exported, |name| names.contains(&name))?)
     }
 
+    /// Where `_PyRuntime` is.
+    pub(super) fn runtime(&self) -> Result<u64, HeapUnknown> {
+        let symbols = self.symbols(&["_PyRuntime"])?;
+        symbols.first().map(|symbol| self.at(symbol.vaddr)).ok_or_else(|| self.lacks("_PyRuntime"))
+    }
+
     /// What is known of how its version lays out structs.
     pub(super) fn layout(&self) -> Result<&PythonLayout, HeapUnknown> {
         Ok(self.layout.as_ref().map_err(PythonUnknown::clone)?)

@@ -5,9 +5,7 @@
 //! has a form that says *unknown*.
 
 mod allocators;
-pub mod batch_read;
-pub mod footprint;
-pub mod glibc;
+mod collector;
 mod interpreter;
 pub mod mappings;
 pub mod objects;
@@ -17,6 +15,7 @@ pub mod stacks;
 mod words;
 
 pub use allocators::{Allocator, PythonAllocators};
+pub use collector::{GcState, Generation, Objects};
 pub use interpreter::{HeapUnknown, Interpreter};
 pub use objects::{Content, Object, ObjectReader, Owner, Part};
 pub use pymalloc::{Block, BlockState, Pools, PymallocHeap};

@@ -12,3 +12,4 @@ mod types;
 
 pub use content::{Content, Object, ObjectReader};
 pub use owners::{Owner, Part};
+pub(super) use types::is_list;

@@ -311,6 +311,13 @@ impl Types {
     }
 }
 
+/// Whether there is a list at an address.
+pub(in crate::heap) fn is_list(memory: &ProcessMemory, addr: u64) -> bool {
+    let type_of = |addr: u64| memory.read_word(addr.wrapping_add(OB_TYPE)).filter(|found| is_pointer(*found));
+    let name_of = |addr: u64| text::read_c_text(memory, memory.read_word(addr.wrapping_add(TP_NAME as u64))?);
+    is_pointer(addr) && type_of(addr).and_then(name_of).as_deref() == Some("list")
+}
+
 impl Type {
     /// Bytes that an instance needs, with what is in front of it; `items` as its head says. Without the values of
     /// attributes that may follow it.
