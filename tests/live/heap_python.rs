@@ -390,3 +390,47 @@ fn the_collector_is_as_it_says() {
         heap.program.quit();
     }
 }
+
+/// How often a busy program is looked at.
+const LOOKS: usize = 40;
+
+/// A program that goes on while it is read: what it keeps is always found, and next to nothing is unknown.
+#[test]
+fn a_busy_program_is_read_as_it_runs() {
+    let _root = as_root();
+    for python in pythons() {
+        let name = &python.name;
+        let mut heap = Heap::start(&python, &[]);
+        let kept = heap.addrs("keep 1000");
+        heap.program.ask_line("busy");
+        let interpreter = Interpreter::open(&heap.target).expect("an interpreter");
+        let pymalloc = PymallocHeap::of(&interpreter, &heap.memory).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut reader = ObjectReader::new(&interpreter, &heap.memory).expect("types");
+        let (mut pools_seen, mut torn) = (0, 0);
+        for _ in 0..LOOKS {
+            let pools = pymalloc.read_pools(&heap.memory);
+            assert!(pools.is_whole(), "{name}: {} unread", pools.unread());
+            let mut live = 0;
+            torn += pools.each_live(&heap.memory, |_| live += 1);
+            pools_seen += pools.pools().len();
+            assert!(live > kept.len(), "{name}");
+            let starts = blocks(&pools, &kept);
+            let mut unknown = 0;
+            pools.look_up(&heap.memory, &starts, |index, block| match block.state {
+                BlockState::Live => {
+                    let Content::Object(object) = reader.read(&heap.memory, block.addr, block.bytes) else {
+                        panic!("{name}: {} is no object", KINDS[index % KINDS.len()]);
+                    };
+                    assert_eq!((object.addr, &*object.type_name), (kept[index], KINDS[index % KINDS.len()]));
+                }
+                BlockState::Unknown => unknown += 1,
+                state => panic!("{name}: {} is {state:?}", KINDS[index % KINDS.len()]),
+            });
+            assert!(unknown < 100, "{name}: {unknown} unknown");
+            GcState::read(&interpreter, &heap.memory, 1_000_000).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        println!("{name}: {torn} of {pools_seen} pools torn");
+        assert!(torn * 1000 < pools_seen, "{name}: {torn} of {pools_seen}");
+        heap.program.kill();
+    }
+}

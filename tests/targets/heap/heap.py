@@ -2,7 +2,7 @@
 
 It speaks the hand-shake of handshake.h: each command is answered by one line. "count" tells how many blocks CPython
 says are in use, "keep" makes objects and tells their addresses, "drop" gives some of them back and tells which,
-"churn" makes and drops objects, "interpreters" starts interpreters,
+"churn" makes and drops objects, "busy" does so for ever, "interpreters" starts interpreters,
 "collector" tells of the collector, "collect" changes what it tells.
 """
 
@@ -10,6 +10,7 @@ import contextvars
 import gc
 import os
 import sys
+import threading
 import weakref
 
 
@@ -153,6 +154,17 @@ def churn(count):
     return str(made)
 
 
+def work():
+    """Makes and drops objects for ever, in a thread of its own."""
+    while True:
+        churn(10000)
+
+
+def busy():
+    threading.Thread(target=work, daemon=True).start()
+    return "busy"
+
+
 def collector():
     """What the collector says of itself, which it makes no object for: so its objects are counted last."""
     objects = [len(gc.get_objects(generation=number)) for number in range(3)]
@@ -185,7 +197,7 @@ def interpreters(count):
     return "some"
 
 
-COMMANDS = {"count": lambda: str(blocks()), "keep": keep, "drop": drop, "churn": churn, "collector": collector,
+COMMANDS = {"count": lambda: str(blocks()), "keep": keep, "drop": drop, "churn": churn, "busy": busy, "collector": collector,
             "collect": collect, "interpreters": interpreters}
 
 

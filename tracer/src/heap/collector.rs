@@ -12,6 +12,9 @@ use super::objects::is_list;
 use super::words::{int, is_pointer, word};
 use crate::target::ProcessMemory;
 
+/// How often the state is looked at while it changes.
+const ATTEMPTS: usize = 50;
+
 /// Bytes of the state that are looked at.
 const STATE_BYTES: usize = 384;
 
@@ -88,7 +91,7 @@ impl GcState {
         let read = |(interpreter_addr, addrs): (u64, Vec<u64>)| {
             let found = addrs.iter().find_map(|addr| {
                 // The collector, or the program, may be changing its lists.
-                (0..8).find_map(|_| Found::read(interpreter.minor, memory, *addr))
+                (0..ATTEMPTS).find_map(|_| Found::read(interpreter.minor, memory, *addr))
             });
             let found = found.ok_or_else(|| interpreter.lacks("the state of the garbage collector"))?;
             Ok(found.count(memory, interpreter_addr, &mut left))
@@ -199,11 +202,14 @@ fn is_head(memory: &ProcessMemory, bytes: &[u8], addr: u64, offset: usize) -> bo
     let head = addr + offset as u64;
     let (next, previous) = (word(bytes, offset) & !FLAGS, word(bytes, offset + 8) & !FLAGS);
     let leads_back = |addr: u64, field: u64| {
-        addr == head
-            || (is_pointer(addr)
-                && memory.read_word(addr.wrapping_add(field)).is_some_and(|link| link & !FLAGS == head))
+        is_pointer(addr)
+            && memory.read_word(addr.wrapping_add(field)).is_some_and(|link| link & !FLAGS == head)
     };
-    (next == head) == (previous == head) && leads_back(next, 8) && leads_back(previous, 0)
+    if next == head || previous == head {
+        return next == previous;
+    }
+    // A program that runs on puts objects at the end; the other one is where it was.
+    leads_back(next, 8) || leads_back(previous, 0)
 }
 
 /// Pages of the process, as they were when they were first needed.
