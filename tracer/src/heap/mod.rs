@@ -5,7 +5,10 @@
 //! has a form that says *unknown*.
 
 mod allocators;
+pub mod batch_read;
 mod collector;
+pub mod footprint;
+pub mod glibc;
 mod interpreter;
 pub mod mappings;
 pub mod objects;

@@ -252,7 +252,8 @@ fn look_into_python(
         .iter()
         .map(|(addr, size_bytes)| MemoryRange { addr: *addr, len: *size_bytes as usize })
         .collect();
-    let owners = reader.owners(memory, &pools, &ranges, &others);
+    let wanted: Vec<u64> = others.iter().copied().collect();
+    let owners = reader.owners(memory, &pools, &ranges, &wanted);
     for addr in others {
         let content = owners.get(&addr).map(|owner| Content {
             type_name: Some(owner.type_name.to_string()),
