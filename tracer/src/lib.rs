@@ -12,6 +12,7 @@
 pub mod cli;
 pub mod doctor;
 pub mod exit;
+pub mod heap_command;
 pub mod session;
 
 pub mod launch;
@@ -21,8 +22,6 @@ pub mod target;
 pub mod debuginfo;
 pub mod probes;
 pub mod unwind;
-
-pub mod heap;
 
 pub mod collect;
 pub mod ledger;

@@ -8,7 +8,7 @@ use tracer::cli::args::{Cli, Command, TraceArgs};
 use tracer::cli::plan::TracePlan;
 use tracer::cli::usage;
 use tracer::exit::Failure;
-use tracer::{doctor, replay, session};
+use tracer::{doctor, heap_command, replay, session};
 
 fn main() -> ExitCode {
     let result = match Cli::try_parse() {
@@ -28,6 +28,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         None => trace(cli.trace),
         Some(Command::Report(args)) => replay::run(args).map(|()| ExitCode::SUCCESS),
         Some(Command::Doctor(args)) => Ok(doctor::run(&args)),
+        Some(Command::Heap(args)) => heap_command::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "memtrace", &mut script);

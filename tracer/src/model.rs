@@ -1,5 +1,6 @@
 //! The values that travel between the stages, and the report: the JSON schema `memtrace.report.v1`.
 
+pub mod heap;
 mod python;
 
 pub use python::{PythonCode, PythonText, RawCode};

@@ -33,8 +33,8 @@ fn program() -> &'static Path {
     static BUILT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BUILT.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("heap");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/targets/heap.c");
+        let path = directory.path().join("malloc_states");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/targets/malloc_states.c");
         let status = Command::new("cc")
             .args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-nostartfiles", "-o"])
             .arg(&path)

@@ -39,6 +39,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Say what this machine, and a process, can do, and what to mend
     Doctor(DoctorArgs),
+    /// Say where the memory of a process is, from Python's objects down to its mappings; traces nothing
+    Heap(HeapArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -175,6 +177,29 @@ pub struct DoctorArgs {
     /// Process to look at; may be given several times
     #[arg(short, long = "pid", value_name = "PID")]
     pub pids: Vec<u32>,
+}
+
+/// Looking at where the memory of a process is.
+#[derive(Debug, Args)]
+pub struct HeapArgs {
+    /// Process to look at. A thread id means its process
+    #[arg(short, long, value_name = "PID")]
+    pub pid: u32,
+    /// Count the live Python objects by type
+    #[arg(long)]
+    pub types: bool,
+    /// Number of types in the text report; 0 = all
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+    /// Format on standard output
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    pub format: String,
+    /// Write to FILE, format by its ending (.txt .json); may be given several times
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Vec<PathBuf>,
+    /// Overwrite an existing output file
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[cfg(test)]

@@ -169,7 +169,11 @@ pub fn is_recording(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "memtrace")
 }
 
-fn refuse_existing(path: &Path, force: bool) -> Result<(), Failure> {
+/// Refuses a file that exists, unless it may be overwritten.
+///
+/// # Errors
+/// When it exists and `force` is not set.
+pub fn refuse_existing(path: &Path, force: bool) -> Result<(), Failure> {
     if path.exists() && !force {
         return Err(Failure::new(
             Code::Failed,
@@ -181,7 +185,7 @@ fn refuse_existing(path: &Path, force: bool) -> Result<(), Failure> {
 }
 
 /// Columns of the terminal on standard output; the default where it is none.
-fn terminal_width() -> usize {
+pub fn terminal_width() -> usize {
     let stdout = std::io::stdout();
     if !stdout.is_terminal() {
         return crate::report::DEFAULT_WIDTH;

@@ -5,6 +5,7 @@
 
 mod filter;
 mod folded;
+pub mod heap;
 mod json;
 mod label;
 mod loss;

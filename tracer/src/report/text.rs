@@ -64,7 +64,7 @@ fn header(page: &mut Page, report: &Report) {
     field(page, "mode", &mode(report));
 }
 
-fn process(page: &mut Page, target: &Target) {
+pub(super) fn process(page: &mut Page, target: &Target) {
     let room = page.width() - VALUE_COLUMN;
     let pid = format!("{}  ", target.pid);
     let command = command_line(target);

@@ -4,7 +4,7 @@
  * It is built to run on every glibc since 2.26, whatever it was linked with: it needs no start-up code, and nothing
  * newer than 2.2.5.
  *
- *   heap      ready <address of the table> <its slots> <threads>
+ *   target    ready <address of the table> <its slots> <threads>
  *   test      plan                 blocks in each state that malloc knows
  *   test      churn <n>            n calls by each of the threads, at random
  *   test      run                  the threads go on by themselves, until told to
