@@ -28,6 +28,7 @@ fn help_names_what_the_contract_names() {
         "--max-loss",
         "report",
         "doctor",
+        "heap",
         "completions",
         "man",
     ] {
@@ -36,7 +37,7 @@ fn help_names_what_the_contract_names() {
     let short = Memtrace::new(["-h"]).run();
     short.expect_code(0);
     assert!(short.stdout.len() <= help.stdout.len());
-    for subcommand in ["report", "doctor", "completions", "man"] {
+    for subcommand in ["report", "doctor", "heap", "completions", "man"] {
         Memtrace::new([subcommand, "--help"]).run().expect_code(0);
     }
 }
@@ -89,6 +90,29 @@ fn report_refuses_what_is_no_recording() {
         assert!(what.contains(file), "the error names the file: {what}");
     }
     Memtrace::new(["report", directory.path().to_str().unwrap()]).run().expect_error(1);
+}
+
+/// A look at a process of the tester's own needs no privilege: here at the test itself.
+#[test]
+fn heap_looks_at_a_process_and_writes_what_it_is_told() {
+    let _serial = serial();
+    let directory = tempfile::tempdir().unwrap();
+    let [text, json] = ["heap.txt", "heap.json"].map(|name| directory.path().join(name));
+    let pid = std::process::id().to_string();
+    let looked = Memtrace::new(["heap", "-p", &pid]).output(&text).output(&json).run();
+    looked.expect_code(0);
+    assert!(
+        looked.stdout.contains("where the memory is") && looked.stdout.contains(&pid),
+        "{}",
+        looked.stdout
+    );
+    assert!(fs::read_to_string(&text).unwrap().contains("where the memory is"));
+    assert!(fs::read_to_string(&json).unwrap().contains("memtrace.heap.v1"));
+    let (what, _) = Memtrace::new(["heap", "-p", &pid]).output(&json).run().expect_error(1);
+    assert!(what.contains("exists"), "{what}");
+    Memtrace::new(["heap", "-p", &pid, "--force"]).output(&json).run().expect_code(0);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "nothing half-written stays");
+    Memtrace::new(["heap", "-p", "4194304"]).run().expect_error(3);
 }
 
 #[test]

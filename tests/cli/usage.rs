@@ -36,6 +36,12 @@ fn wrong_arguments_give_2() {
         &["-p", "1", "--max-loss", "everything"],
         &["-p", "1", "-o", "report.no-such-ending"],
         &["report"],
+        &["heap"],
+        &["heap", "-p"],
+        &["heap", "-p", "abc"],
+        &["heap", "-p", "1", "--format", "svg"],
+        &["heap", "-p", "1", "-o", "heap.svg"],
+        &["heap", "-p", "1", "--top", "many"],
         &["completions", "no-such-shell"],
     ] {
         expect_usage_error(arguments);

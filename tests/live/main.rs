@@ -14,6 +14,7 @@ mod exits;
 mod family;
 mod handover;
 mod harm;
+mod heap;
 mod heap_python;
 mod jumps;
 mod options;

@@ -42,7 +42,12 @@ fn options(plan: &OutputPlan) -> Options {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write_heap(path: &Path, format: Format, report: &HeapReport, options: &HeapOptions) -> anyhow::Result<()> {
+pub fn write_heap(
+    path: &Path,
+    format: Format,
+    report: &HeapReport,
+    options: &HeapOptions,
+) -> anyhow::Result<()> {
     write_file(path, |out| render_heap(format, report, options, out))
 }
 

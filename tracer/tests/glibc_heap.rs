@@ -218,8 +218,12 @@ fn every_block_is_in_the_state_that_the_program_knows() {
             commands.iter().for_each(|command| assert_eq!(running.ask(command), "done"));
         }
         let (layers, _) = running.layers(&heap);
-        eprintln!("{name}: {} arenas, {} caches", layers.arenas.len(), layers.caches);
-        assert!(layers.arenas.len() > 1 && layers.caches >= 4, "{name}: {}", layers.caches);
+        eprintln!("{name}: {} arenas, {} caches", layers.arenas.len(), layers.cached.caches.len());
+        assert!(
+            layers.arenas.len() > 1 && layers.cached.caches.len() >= 4,
+            "{name}: {:x?}",
+            layers.cached.caches
+        );
     }
 }
 

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use super::types::Census;
 use crate::heap::footprint::{self, Claim, Share, Use};
 use crate::heap::glibc::{GlibcHeap, HeapLayers, HeapUnknown as GlibcUnknown};
 use crate::heap::mappings::{self, Mapping, Usage};
 use crate::heap::residency::Residency;
 use crate::heap::{HeapUnknown, Interpreter, Pools, PymallocHeap, batch_read::BatchReader, stacks};
-use crate::model::heap::{GcRow, TypeRow};
+use crate::model::heap::{Blocks, GcRow, TypeRow};
 use crate::target::elf::Elf;
 use crate::target::{ProcessMemory, Target};
 
@@ -24,6 +25,8 @@ pub(super) struct Look {
     pub malloc: Option<HeapLayers>,
     pub gc: Option<GcRow>,
     pub types: Option<Vec<TypeRow>>,
+    /// What CPython keeps for later.
+    pub parked: Option<Blocks>,
     pub notes: Vec<String>,
 }
 
@@ -61,10 +64,10 @@ impl Look {
         let stacks = stacks::of_threads(tgid, BatchReader::new(tgid), &mappings, &residency);
         let mut claims = Vec::new();
         let arenas = pools.iter().flat_map(|(pools, _)| pools.arenas());
-        claims.extend(arenas.map(|arena| Claim {
-            range: arena.addr..arena.addr + arena.bytes,
-            used_for: Use::Pymalloc,
-        }));
+        claims.extend(
+            arenas
+                .map(|arena| Claim { range: arena.addr..arena.addr + arena.bytes, used_for: Use::Pymalloc }),
+        );
         if let Some(layers) = &malloc {
             for (number, arena) in layers.arenas.iter().enumerate() {
                 let claim = |range: &std::ops::Range<u64>| Claim {
@@ -77,11 +80,24 @@ impl Look {
         claims.extend(zeroed_variables(target, &mappings));
         claims.extend(stacks.into_iter().map(|range| Claim { range, used_for: Use::ThreadStacks }));
         let mapped = malloc.iter().flat_map(|layers| &layers.mapped);
-        claims.extend(
-            mapped.map(|chunk| Claim { range: chunk.memory.clone(), used_for: Use::MallocMapped }),
-        );
+        claims.extend(mapped.map(|chunk| Claim { range: chunk.memory.clone(), used_for: Use::MallocMapped }));
         let (shares, total) = footprint::of(&mappings, &residency, &claims);
-        let _ = (interpreter, large_blocks);
+        let census = interpreter.as_ref().filter(|_| with_types).and_then(|interpreter| {
+            large_blocks
+                .retain(|(block, _)| !malloc.as_ref().is_some_and(|layers| layers.cached.has(*block)));
+            let pools = pools.as_ref().map(|(pools, _)| pools);
+            Census::take(interpreter, &memory, pools, &large_blocks)
+                .map_err(|error| notes.push(format!("objects cannot be told: {error}")))
+                .ok()
+        });
+        if with_types && target.cpython.is_none() {
+            notes.push("there is no Python in the process: --types has nothing to count".into());
+        }
+        if let Some(torn) = census.as_ref().map(|census| census.torn_pools).filter(|torn| *torn > 0) {
+            notes.push(format!(
+                "{torn} pools changed whenever they were looked at; their objects are not counted"
+            ));
+        }
         Ok(Self {
             residency,
             shares,
@@ -89,7 +105,8 @@ impl Look {
             pools,
             malloc,
             gc: None,
-            types: None,
+            types: census.as_ref().map(Census::rows),
+            parked: census.map(|census| census.parked),
             notes,
         })
     }

@@ -2,6 +2,7 @@
 
 mod look;
 mod rows;
+mod types;
 
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};

@@ -9,7 +9,8 @@ use crate::heap::footprint::{Share, Use};
 use crate::heap::glibc::{ArenaLayers, BlockSum, HeapLayers};
 use crate::heap::residency::Residency;
 use crate::model::heap::{
-    ArenaDetail, Blocks, Detail, Layer, LayerRow, MappedDetail, MappingsDetail, Piece, PymallocDetail, SizeClass,
+    ArenaDetail, Blocks, Detail, Layer, LayerRow, MappedDetail, MappingsDetail, Piece, PymallocDetail,
+    SizeClass,
 };
 
 /// Largest blocks that were mapped alone that are listed.
@@ -17,7 +18,8 @@ const LARGEST: usize = 5;
 
 /// Every use of resident memory, from the interpreter down. Nothing is left out: their bytes add up to RSS.
 pub(super) fn layers(look: &Look) -> Vec<LayerRow> {
-    let mut rows: Vec<LayerRow> = look.shares.iter().map(|(used_for, share)| row(*used_for, share, look)).collect();
+    let mut rows: Vec<LayerRow> =
+        look.shares.iter().map(|(used_for, share)| row(*used_for, share, look)).collect();
     // Always there, so that nobody wonders.
     if !look.shares.contains_key(&Use::Unexplained) {
         rows.push(row(Use::Unexplained, &Share::default(), look));
@@ -33,7 +35,10 @@ fn row(used_for: Use, share: &Share, look: &Look) -> LayerRow {
         bytes,
         used_bytes: None,
         free_bytes: None,
-        detail: Detail::Mappings(MappingsDetail { mappings: share.mappings, largest: pieces(&share.largest) }),
+        detail: Detail::Mappings(MappingsDetail {
+            mappings: share.mappings,
+            largest: pieces(&share.largest),
+        }),
     };
     let with_allocator = |layer, name: String, free_bytes: u64, detail| LayerRow {
         layer,
@@ -46,22 +51,21 @@ fn row(used_for: Use, share: &Share, look: &Look) -> LayerRow {
     match used_for {
         Use::Pymalloc => match &look.pools {
             Some((pools, pool_bytes)) => {
-                let (detail, free_bytes) = pymalloc(pools, *pool_bytes, &look.residency);
+                let (mut detail, free_bytes) = pymalloc(pools, *pool_bytes, &look.residency);
+                detail.parked = look.parked;
                 with_allocator(Layer::Pymalloc, "arenas".into(), free_bytes, Detail::Pymalloc(detail))
             }
             None => without_allocator(Layer::Pymalloc, "arenas"),
         },
-        Use::MallocArena(number) => {
-            match look.malloc.as_ref().and_then(|malloc| malloc.arenas.get(number)) {
-                Some(arena) => {
-                    let name = if arena.is_main { "main arena".into() } else { format!("arena {number}") };
-                    let free = [arena.free, arena.top, arena.cached, arena.fast];
-                    let free_bytes = free.iter().map(|sum| sum.resident_bytes).sum();
-                    with_allocator(Layer::Malloc, name, free_bytes, Detail::Arena(of_arena(arena)))
-                }
-                None => without_allocator(Layer::Malloc, "arena"),
+        Use::MallocArena(number) => match look.malloc.as_ref().and_then(|malloc| malloc.arenas.get(number)) {
+            Some(arena) => {
+                let name = if arena.is_main { "main arena".into() } else { format!("arena {number}") };
+                let free = [arena.free, arena.top, arena.cached, arena.fast];
+                let free_bytes = free.iter().map(|sum| sum.resident_bytes).sum();
+                with_allocator(Layer::Malloc, name, free_bytes, Detail::Arena(of_arena(arena)))
             }
-        }
+            None => without_allocator(Layer::Malloc, "arena"),
+        },
         Use::MallocMapped => {
             let detail = look.malloc.as_ref().map(mapped).unwrap_or_default();
             with_allocator(Layer::Malloc, "mapped blocks".into(), 0, Detail::Mapped(detail))

@@ -59,7 +59,7 @@ pub struct ArenaLayers {
 }
 
 /// What malloc's memory is used for.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct HeapLayers {
     /// By arena, the main one first.
     pub arenas: Vec<ArenaLayers>,
@@ -67,10 +67,8 @@ pub struct HeapLayers {
     pub mapped: Vec<MappedChunk>,
     /// malloc's own count of these.
     pub mapped_total: Option<MappedTotal>,
-    /// Threads that have a cache.
-    pub caches: u64,
-    /// Whether some cached blocks may be among those in use: lists changed while they were read.
-    pub has_torn_caches: bool,
+    /// The free blocks that are marked as in use.
+    pub cached: Cached,
 }
 
 impl GlibcHeap {
@@ -118,13 +116,7 @@ impl GlibcHeap {
         for chunk in &mapped {
             give(chunk.block, chunk.memory.end - chunk.block);
         }
-        HeapLayers {
-            arenas: layers,
-            mapped,
-            mapped_total: self.mapped_total(),
-            caches: cached.caches.len() as u64,
-            has_torn_caches: !cached.torn_sizes.is_empty() || cached.is_torn_above.is_some(),
-        }
+        HeapLayers { arenas: layers, mapped, mapped_total: self.mapped_total(), cached }
     }
 }
 

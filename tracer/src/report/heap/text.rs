@@ -6,7 +6,8 @@ use super::super::{label, units};
 use super::HeapOptions;
 use super::verdict::verdict;
 use crate::model::heap::{
-    ArenaDetail, Blocks, Detail, GcRow, HeapReport, Layer, LayerRow, MappedDetail, Piece, PymallocDetail, TypeRow,
+    ArenaDetail, Blocks, Detail, GcRow, HeapReport, Layer, LayerRow, MappedDetail, Piece, PymallocDetail,
+    TypeRow,
 };
 
 /// Column in which values start.
@@ -64,14 +65,16 @@ fn table(page: &mut Page, report: &HeapReport) {
         }
     }
     if let Some(first) = arenas.first() {
-        let sum = |bytes: fn(&LayerRow) -> Option<u64>| arenas.iter().map(|row| bytes(row)).sum::<Option<u64>>();
+        let sum =
+            |bytes: fn(&LayerRow) -> Option<u64>| arenas.iter().map(|row| bytes(row)).sum::<Option<u64>>();
         let of_arenas = Line {
             bytes: arenas.iter().map(|row| row.bytes).sum(),
             used_bytes: sum(|row| row.used_bytes),
             free_bytes: sum(|row| row.free_bytes),
             ..line(first, units::counted(arenas.len() as u64, "thread arena"))
         };
-        let behind = lines.iter().rposition(|line| line.layer == Layer::Pymalloc.name() || line.name == "main arena");
+        let behind =
+            lines.iter().rposition(|line| line.layer == Layer::Pymalloc.name() || line.name == "main arena");
         lines.insert(behind.map_or(0, |at| at + 1), of_arenas);
     }
     let cell = |bytes: Option<u64>| bytes.map_or_else(String::new, units::size);
@@ -154,7 +157,8 @@ fn figure(page: &mut Page, label: &str, what: &str, blocks: Blocks, thing: &str,
     }
     let count = units::count(blocks.count);
     let things = if blocks.count == 1 { thing.to_owned() } else { format!("{thing}s") };
-    let figures = format!("{label:<VALUE_COLUMN$}{what:<7}{count:>11} {things:<7}{:>10}", units::size(blocks.bytes));
+    let figures =
+        format!("{label:<VALUE_COLUMN$}{what:<7}{count:>11} {things:<7}{:>10}", units::size(blocks.bytes));
     page.paragraph(&format!("{figures}  "), columns(&figures) + 2, remark);
 }
 
@@ -241,6 +245,9 @@ fn list_types(page: &mut Page, types: &[TypeRow], top: usize) {
         ));
     }
     if shown < types.len() {
-        page.line(&format!("{:>14} more types: --top 0 lists all", units::count((types.len() - shown) as u64)));
+        page.line(&format!(
+            "{:>14} more types: --top 0 lists all",
+            units::count((types.len() - shown) as u64)
+        ));
     }
 }

@@ -49,7 +49,8 @@ fn of_layer(layer: Layer, bytes: u64, rows: &[&LayerRow], report: &HeapReport) -
              being given back (fragmentation)"
         ),
         Layer::Pymalloc => {
-            let types = if report.types.is_some() { "the types are below" } else { "--types says of which types" };
+            let types =
+                if report.types.is_some() { "the types are below" } else { "--types says of which types" };
             format!("small Python objects, alive: {types}; `memtrace -p {pid}` says who makes them")
         }
         Layer::Malloc if is_mostly_free => {
@@ -71,7 +72,9 @@ fn of_layer(layer: Layer, bytes: u64, rows: &[&LayerRow], report: &HeapReport) -
             }
         }
         Layer::Stack => "stacks: threads that are many, or once went deep".into(),
-        Layer::File => "mapped files, which the kernel can drop when memory is short, but for variables".into(),
+        Layer::File => {
+            "mapped files, which the kernel can drop when memory is short, but for variables".into()
+        }
         Layer::Shared => "shared with other processes, and counts in each of them".into(),
         Layer::Kernel => "the kernel's".into(),
         Layer::Unexplained => format!(
