@@ -27,8 +27,16 @@ impl Layers {
             (field("Rss:"), field("Pss:"), field("Swap:"))
         };
         let pid = pid.to_string();
-        let run = Memtrace::new(["heap", "-p", &pid, "--format", "json"].iter().chain(arguments)).run();
-        run.expect_code(0);
+        let look = || {
+            let run = Memtrace::new(["heap", "-p", &pid, "--format", "json"].iter().chain(arguments)).run();
+            run.expect_code(0);
+            run
+        };
+        // What is read of the program's constants for the first time becomes resident.
+        if arguments.contains(&"--types") {
+            look();
+        }
+        let run = look();
         assert_eq!(run.stderr, "");
         let layers = Self(serde_json::from_str(&run.stdout).expect("JSON"));
         let (rss, _, swap) = rolled_up();
@@ -248,8 +256,6 @@ fn check_python(python: &Installed) {
     let mut target = Target::start_command(&mut command);
     let pid = target.pid();
     at_rest(&target);
-    // What is read of the program's constants for the first time becomes resident.
-    Memtrace::new(["heap", "--types", "-p", &pid.to_string()]).run().expect_code(0);
     let before = Layers::of(pid, &["--types"]);
     ask(&mut target, "objects 100000");
     let now = Layers::of(pid, &["--types"]);
@@ -285,6 +291,29 @@ fn check_python(python: &Installed) {
     assert_eq!(free, number(&row["detail"]["free"], "bytes"), "{name}");
     assert!(thin.sum("pymalloc", "free_bytes") > 5 * MIB, "{name}: {thin}");
     target.quit();
+}
+
+/// Where malloc serves objects, they are found there.
+#[test]
+fn objects_are_counted_whatever_allocator_has_them() {
+    let _root = as_root();
+    for allocator in ["malloc", "malloc_debug", "debug"] {
+        let (mut command, _copy) = Installed::of(&find(false)).command("heap", "layers.py");
+        let mut target = Target::start_command(command.env("PYTHONMALLOC", allocator));
+        let pid = target.pid();
+        at_rest(&target);
+        let before = Layers::of(pid, &["--types"]);
+        ask(&mut target, "objects 10000");
+        let now = Layers::of(pid, &["--types"]);
+        assert_eq!(now.row("pymalloc", "arenas").is_some(), allocator == "debug", "{now}");
+        for (of, more) in
+            [("__main__.Plain", 10_000), ("__main__.Slots", 10_000), ("dict", 10_000), ("bytes", 11_001)]
+        {
+            let gained = now.of_type(of).0 as i64 - before.of_type(of).0 as i64;
+            assert!((gained - more).abs() <= 100, "{allocator}: {gained} {of}\n{now}");
+        }
+        target.quit();
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-use crate::heap::{Content, Interpreter, ObjectReader, Pools};
+use crate::heap::{Allocator, Content, Interpreter, ObjectReader, Pools, PythonAllocators};
 use crate::model::heap::{Blocks, TypeRow};
 use crate::target::{MemoryRange, ProcessMemory};
 
@@ -14,6 +14,29 @@ const START_BYTES: usize = 512;
 
 /// Blocks of the C library that are read at once.
 const BLOCKS_AT_ONCE: usize = 1024;
+
+/// What small objects take is compared with their block's size, which pymalloc rounds up to these. malloc's blocks
+/// have half as much more or less.
+const ROUNDED_BYTES: usize = 16;
+
+/// What the block of the C library holds that `whole` begins with.
+fn content_of(
+    reader: &mut ObjectReader,
+    memory: &ProcessMemory,
+    addr: u64,
+    whole: &[u8],
+    bytes: usize,
+) -> Content {
+    let above = bytes.next_multiple_of(ROUNDED_BYTES);
+    let below = above.saturating_sub(ROUNDED_BYTES);
+    if bytes == above || bytes > START_BYTES {
+        return reader.read(memory, addr, &whole[..bytes]);
+    }
+    match reader.read(memory, addr, &whole[..below]) {
+        Content::NotAnObject => reader.read(memory, addr, &whole[..above]),
+        content => content,
+    }
+}
 
 /// Objects by type, and what waits on CPython's free lists.
 #[derive(Default)]
@@ -45,20 +68,33 @@ impl Census {
     ) -> Result<Self, crate::heap::HeapUnknown> {
         let mut reader = ObjectReader::new(interpreter, memory)?;
         let mut census = Self::default();
+        // What is too large for pymalloc it asks `PyMem_RawMalloc` for, which may have hooks of its own.
+        let hook_bytes = match PythonAllocators::read(interpreter, memory) {
+            Ok(allocators) if *allocators.object.innermost() == Allocator::Pymalloc => {
+                allocators.raw.prefix_bytes()
+            }
+            _ => 0,
+        };
         if let Some(pools) = pools {
             census.torn_pools = pools.each_live(memory, |block| {
                 let content = reader.read(memory, block.addr, block.bytes);
                 census.add(&content, block.bytes.len() as u64);
             });
         }
-        census.add_blocks(&mut reader, memory, blocks);
+        census.add_blocks(&mut reader, memory, blocks, hook_bytes);
         Ok(census)
     }
 
-    fn add_blocks(&mut self, reader: &mut ObjectReader, memory: &ProcessMemory, blocks: &[(u64, u64)]) {
+    fn add_blocks(
+        &mut self,
+        reader: &mut ObjectReader,
+        memory: &ProcessMemory,
+        blocks: &[(u64, u64)],
+        hook_bytes: u64,
+    ) {
         let Some(most) = blocks.iter().map(|(_, bytes)| *bytes as usize).max() else { return };
         // As long as the largest block, but pages that nobody writes take no memory.
-        let Ok(mut whole) = MmapMut::map_anon(most.max(START_BYTES)) else { return };
+        let Ok(mut whole) = MmapMut::map_anon(most.max(START_BYTES) + ROUNDED_BYTES) else { return };
         let mut starts = vec![0; BLOCKS_AT_ONCE * START_BYTES];
         for blocks in blocks.chunks(BLOCKS_AT_ONCE) {
             let ranges: Vec<MemoryRange> = blocks
@@ -73,7 +109,9 @@ impl Census {
                 at += range.len;
                 if is_read {
                     whole[..range.len].copy_from_slice(start);
-                    let content = reader.read(memory, *addr, &whole[..*bytes as usize]);
+                    let hidden = hook_bytes.min(*bytes);
+                    let whole = &whole[hidden as usize..];
+                    let content = content_of(reader, memory, addr + hidden, whole, (bytes - hidden) as usize);
                     self.add(&content, *bytes);
                 }
             }
