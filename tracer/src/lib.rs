@@ -23,6 +23,8 @@ pub mod debuginfo;
 pub mod probes;
 pub mod unwind;
 
+pub mod heap;
+
 pub mod collect;
 pub mod ledger;
 pub mod normalize;
