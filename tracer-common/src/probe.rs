@@ -292,7 +292,7 @@ impl Cookie {
             | ((place.offset & BlockPlace::MAX_OFFSET) as u64) << 4
             | (place.is_read as u64) << 16
             | (place.pools_are_large as u64) << 17;
-        Self(self.0 & (1 << 41) - 1 | bits << 41)
+        Self(self.0 & ((1 << 41) - 1) | (bits << 41))
     }
 
     /// Where the address of the block is.

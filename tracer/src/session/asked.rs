@@ -166,7 +166,7 @@ mod tests {
         let mut allocators = Allocators {
             module: Some(1),
             code: vec![(0x100..0x200, None), (0x200..0x300, Some(Domain::PyMem))],
-            pool_makers: vec![0x180..0x190],
+            pool_makers: [(0x180, 0x190)].map(|(start, end)| start..end).to_vec(),
             calls: HashMap::from([(0, None), (1, None)]),
         };
         let header = Header { function: function as u8, ..Header::default() };

@@ -3,11 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use tracer_common::probe::Domain;
-
 use super::code::constants;
 use super::elf::{Elf, ElfError, Symbol, SymbolKind};
-use super::pymalloc::{self, Event, Pymalloc};
+use super::pymalloc::{self, Event, OwnCode, Pymalloc};
 use super::python::{PythonFile, PythonUnknown};
 
 /// Start of `_PyRuntime` since 3.13: `_Py_DebugOffsets`, 8 bytes of cookie, the version as
@@ -61,9 +59,8 @@ pub struct CPython {
     pub free_threaded: Option<bool>,
     /// How its requests to pymalloc can be seen.
     pub pymalloc: Pymalloc,
-    /// Offsets in the module's file of its allocators' own functions, and the domain of those that a program
-    /// calls.
-    pub allocator_code: Vec<(Range<u64>, Option<Domain>)>,
+    /// Its allocators' own functions, by offsets in the module's file.
+    pub allocator_code: OwnCode,
     /// What its frames are walked by; why they cannot be.
     pub(super) file: Result<PythonFile, PythonUnknown>,
 }

@@ -44,12 +44,15 @@ pub struct PoolSite {
     pub block: BlockPlace,
 }
 
+/// Where functions of an allocator lie, and the domain of those that a program calls.
+pub type OwnCode = Vec<(Range<u64>, Option<Domain>)>;
+
 /// What was found in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub pymalloc: Pymalloc,
-    /// Offsets in the file of the allocator's own functions, and the domain of those that a program calls.
-    pub own_code: Vec<(Range<u64>, Option<Domain>)>,
+    /// The allocator's own functions, by offsets in the file.
+    pub own_code: OwnCode,
 }
 
 /// Since 3.10 pools have 16 KiB, before 4 (`POOL_SIZE` of `Objects/obmalloc.c`).

@@ -6,8 +6,7 @@ use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, OpKind};
 
-use tracer_common::probe::Domain;
-
+use super::OwnCode;
 use super::guards::Entry;
 use crate::target::elf::{Elf, ElfError, Symbol};
 use crate::target::extents::Extents;
@@ -30,7 +29,7 @@ pub(super) fn functions(
     extents: &Extents<'_>,
     allocators: &[&Symbol],
     entries: &[Entry],
-) -> Result<Vec<(Range<u64>, Option<Domain>)>, ElfError> {
+) -> Result<OwnCode, ElfError> {
     let slots: HashMap<u64, Slot> = elf.slots()?.into_iter().collect();
     let in_table = |addr: u64| match slots.get(&addr) {
         Some(Slot::Here(vaddr)) => Some(*vaddr),
