@@ -2,6 +2,7 @@
 
 It speaks the hand-shake of handshake.h: each command is answered by one line. "count" tells how many blocks CPython
 says are in use, "keep" makes objects and tells their addresses, "drop" gives some of them back and tells which,
+"large" makes some that are large,
 "churn" makes and drops objects, "busy" does so for ever, "interpreters" starts interpreters,
 "collector" tells of the collector, "collect" changes what it tells.
 """
@@ -45,6 +46,16 @@ def made(number):
         {number, number + 1},
         bytearray(b"x" * 20),
     ]
+
+
+class Grown(type):
+    pass
+
+
+def large():
+    """Objects that are too large for pymalloc: their addresses, and what is in front of them."""
+    KEPT.append([tuple(range(1000)), "x" * 1000, "\u00e4" * 1000, b"x" * 1000, 1 << 9000, Grown("Made", (), {})])
+    return " ".join("%x %d" % (id(thing), 16 * gc.is_tracked(thing)) for thing in KEPT[-1])
 
 
 def blocks():
@@ -197,7 +208,7 @@ def interpreters(count):
     return "some"
 
 
-COMMANDS = {"count": lambda: str(blocks()), "keep": keep, "drop": drop, "churn": churn, "busy": busy, "collector": collector,
+COMMANDS = {"count": lambda: str(blocks()), "keep": keep, "large": large, "drop": drop, "churn": churn, "busy": busy, "collector": collector,
             "collect": collect, "interpreters": interpreters}
 
 

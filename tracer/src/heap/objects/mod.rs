@@ -9,6 +9,7 @@ mod floats;
 mod owners;
 mod text;
 mod types;
+mod wanted;
 
 pub use content::{Content, Object, ObjectReader};
 pub use owners::{Owner, Part};

@@ -246,7 +246,7 @@ impl Types {
         let preheader = if flags & managed == 0 { 0 } else { 16 };
         Some(Type {
             addr,
-            kind: if is_heap_type && name.starts_with("__main__") { Kind::Other } else { Kind::of(&name) },
+            kind: Kind::of(&name),
             name: name.into(),
             basic_bytes,
             item_bytes,
