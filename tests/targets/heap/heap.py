@@ -154,13 +154,15 @@ def churned(number):
 
 
 def churn(count):
-    """Makes and drops so many objects; some dozens live at a time."""
+    """Makes and drops so many objects, up to ten thousand at once: all lists of spare objects run full."""
     made = 0
     number = 0
     while made < int(count):
-        held = list(churned(number))
-        made += len(held)
-        number += 1
+        held = []
+        for _ in range(min(300, int(count) // 100)):
+            held.append(list(churned(number)))
+            made += len(held[-1])
+            number += 1
     del held
     return str(made)
 
