@@ -277,6 +277,18 @@ fn check_python(python: &Installed) {
     assert!(live > 30 * MIB && number(row, "free_bytes") * 5 < bytes, "{name}: {row}");
     assert!(now.bytes("malloc", "mapped blocks") > 40_000_000, "{name}: {now}");
 
+    // `gc.freeze` and the early releases of 3.14 aside, what the program says of its collector.
+    assert_eq!(now.0["gc"]["enabled"], false, "{name}: {}", now.0["gc"]);
+    assert_eq!(now.0["gc"]["uncollectable"], 0, "{name}: {}", now.0["gc"]);
+    ask(&mut target, "gc");
+    ask(&mut target, "uncollectable");
+    let told = Layers::of(pid, &[]);
+    assert_eq!(told.0["gc"]["enabled"], true, "{name}: {}", told.0["gc"]);
+    assert_eq!(told.0["gc"]["uncollectable"], 3, "{name}: {}", told.0["gc"]);
+    let thresholds: Vec<u64> =
+        told.0["gc"]["thresholds"].as_array().expect("numbers").iter().filter_map(Value::as_u64).collect();
+    assert!(thresholds.starts_with(&[701, 11]), "{name}: {thresholds:?}");
+
     ask(&mut target, "thin");
     let thin = Layers::of(pid, &["--types"]);
     let row = thin.row("pymalloc", "arenas").unwrap_or_else(|| panic!("{name}: {thin}"));

@@ -8,7 +8,9 @@ use crate::heap::footprint::{self, Claim, Share, Use};
 use crate::heap::glibc::{GlibcHeap, HeapLayers, HeapUnknown as GlibcUnknown};
 use crate::heap::mappings::{self, Mapping, Usage};
 use crate::heap::residency::Residency;
-use crate::heap::{HeapUnknown, Interpreter, Pools, PymallocHeap, batch_read::BatchReader, stacks};
+use crate::heap::{
+    GcState, Generation, HeapUnknown, Interpreter, Pools, PymallocHeap, batch_read::BatchReader, stacks,
+};
 use crate::model::heap::{Blocks, GcRow, TypeRow};
 use crate::target::elf::Elf;
 use crate::target::{ProcessMemory, Target};
@@ -25,8 +27,10 @@ pub(super) struct Look {
     pub malloc: Option<HeapLayers>,
     pub gc: Option<GcRow>,
     pub types: Option<Vec<TypeRow>>,
-    /// What CPython keeps for later.
+    /// What CPython keeps for later, of all blocks.
     pub parked: Option<Blocks>,
+    /// Blocks of pymalloc that hold no object.
+    pub parts: Option<Blocks>,
     pub notes: Vec<String>,
 }
 
@@ -104,9 +108,10 @@ impl Look {
             total,
             pools,
             malloc,
-            gc: None,
+            gc: interpreter.as_ref().and_then(|interpreter| collector(interpreter, &memory, &mut notes)),
             types: census.as_ref().map(Census::rows),
-            parked: census.map(|census| census.parked),
+            parked: census.as_ref().map(|census| census.parked),
+            parts: census.map(|census| census.parts),
             notes,
         })
     }
@@ -135,6 +140,32 @@ fn python(
             (Some(interpreter), None)
         }
     }
+}
+
+/// The collector of the main interpreter, which is the oldest and hence the last of them.
+fn collector(interpreter: &Interpreter, memory: &ProcessMemory, notes: &mut Vec<String>) -> Option<GcRow> {
+    // Objects are counted by type, where that is asked for: lists of millions take their time.
+    let states = match GcState::read(interpreter, memory, 0) {
+        Ok(states) => states,
+        Err(error) => {
+            notes.push(format!("the garbage collector is left out: {error}"));
+            return None;
+        }
+    };
+    if states.len() > 1 {
+        notes.push(format!(
+            "there are {} interpreters in the process; gc is that of the main one",
+            states.len()
+        ));
+    }
+    let state = states.last()?;
+    let numbers = |of: fn(&Generation) -> u32| state.generations.iter().map(|one| of(one).into()).collect();
+    Some(GcRow {
+        enabled: state.is_enabled,
+        thresholds: numbers(|generation| generation.threshold),
+        counts: numbers(|generation| generation.count),
+        uncollectable: state.uncollectable,
+    })
 }
 
 fn glibc(target: &Target, notes: &mut Vec<String>) -> io::Result<Option<GlibcHeap>> {

@@ -52,7 +52,7 @@ fn row(used_for: Use, share: &Share, look: &Look) -> LayerRow {
         Use::Pymalloc => match &look.pools {
             Some((pools, pool_bytes)) => {
                 let (mut detail, free_bytes) = pymalloc(pools, *pool_bytes, &look.residency);
-                detail.parked = look.parked;
+                (detail.parked, detail.parts) = (look.parked, look.parts);
                 with_allocator(Layer::Pymalloc, "arenas".into(), free_bytes, Detail::Pymalloc(detail))
             }
             None => without_allocator(Layer::Pymalloc, "arenas"),

@@ -43,6 +43,8 @@ fn content_of(
 pub(super) struct Census {
     types: HashMap<u64, Sum>,
     pub parked: Blocks,
+    /// Blocks of pymalloc that hold no object.
+    pub parts: Blocks,
     /// Pools that could not be looked into.
     pub torn_pools: usize,
 }
@@ -79,6 +81,10 @@ impl Census {
             census.torn_pools = pools.each_live(memory, |block| {
                 let content = reader.read(memory, block.addr, block.bytes);
                 census.add(&content, block.bytes.len() as u64);
+                if content == Content::NotAnObject {
+                    census.parts.count += 1;
+                    census.parts.bytes += block.bytes.len() as u64;
+                }
             });
         }
         census.add_blocks(&mut reader, memory, blocks, hook_bytes);

@@ -129,6 +129,8 @@ pub struct PymallocDetail {
     pub free: Blocks,
     /// Of the blocks in use, those that wait on CPython's free lists; `None` where that is not known.
     pub parked: Option<Blocks>,
+    /// Of the blocks in use, those that hold no object, but keys, items and the like; `None` where not looked for.
+    pub parts: Option<Blocks>,
     /// By size of block.
     pub size_classes: Vec<SizeClass>,
 }
@@ -204,9 +206,9 @@ pub struct GcRow {
     /// Whether it runs by itself.
     pub enabled: Option<bool>,
     /// At how many allocations each generation is collected.
-    pub thresholds: Vec<i64>,
+    pub thresholds: Vec<u64>,
     /// How many there have been since.
-    pub counts: Vec<i64>,
+    pub counts: Vec<u64>,
     /// Objects that it could not free, in `gc.garbage`.
     pub uncollectable: Option<u64>,
 }

@@ -164,9 +164,9 @@ fn figure(page: &mut Page, label: &str, what: &str, blocks: Blocks, thing: &str,
 
 fn pymalloc(page: &mut Page, detail: &PymallocDetail) {
     figure(page, "pymalloc", "live", detail.live, "block", "");
-    if let Some(parked) = detail.parked.filter(|parked| parked.count > 0) {
-        figure(page, "", "parked", parked, "block", "of these: on free lists");
-    }
+    let (parts, parked) = (detail.parts.unwrap_or_default(), detail.parked.unwrap_or_default());
+    figure(page, "", "parts", parts, "block", "of these: keys, items, ...");
+    figure(page, "", "parked", parked, "block", "of these: on free lists");
     let pools = Blocks { count: detail.used_pools, bytes: detail.used_pools * detail.pool_bytes };
     figure(page, "", "free", detail.free, "block", "beside live ones");
     figure(page, "", "used", pools, "pool", "");
@@ -217,7 +217,7 @@ fn malloc(page: &mut Page, arenas: &[&ArenaDetail], mapped: Option<&MappedDetail
 }
 
 fn collector(page: &mut Page, gc: &GcRow) {
-    let numbers = |numbers: &[i64]| numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(" ");
+    let numbers = |numbers: &[u64]| numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
     let state = match gc.enabled {
         Some(true) => "on",
         Some(false) => "OFF: cycles are not collected",
