@@ -9,6 +9,7 @@ pub mod lock;
 pub mod memtrace;
 pub mod program;
 pub mod python;
+pub mod python_heap;
 pub mod python_stacks;
 pub mod pythons;
 pub mod report;

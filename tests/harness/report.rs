@@ -121,11 +121,26 @@ pub struct Row {
     pub oldest_age_ms: Option<u64>,
     /// Age of the newest.
     pub newest_age_ms: Option<u64>,
+    /// Python types of the outstanding blocks, where they are known.
+    #[serde(default)]
+    pub python_types: Option<Vec<TypeEntry>>,
     /// Innermost first.
     pub frames: Vec<FrameEntry>,
     /// Why there are no more frames, where there should be.
     #[serde(default)]
     pub truncated: Option<String>,
+}
+
+/// Outstanding blocks of one Python type.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TypeEntry {
+    /// `dict`, `__main__.Slotted`
+    #[serde(rename = "type")]
+    pub name: String,
+    /// Blocks.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// A frame.
@@ -166,6 +181,11 @@ impl Row {
     /// Whether the caller of the allocation function is this function.
     pub fn called_by(&self, function: &str) -> bool {
         self.frames.first().and_then(FrameEntry::name) == Some(function)
+    }
+
+    /// The innermost Python frame.
+    pub fn python_frame(&self) -> Option<&FrameEntry> {
+        self.frames.iter().find(|frame| frame.kind == "python")
     }
 
     /// The names of the frames, innermost first, for messages.

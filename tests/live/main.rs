@@ -19,6 +19,7 @@ mod heap_python;
 mod jumps;
 mod options;
 mod python;
+mod python_heap;
 mod recording;
 mod refused;
 mod safety;

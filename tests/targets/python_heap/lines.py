@@ -1,0 +1,261 @@
+"""Some two million allocations in some thirty lines, of which a part is kept; with tracemalloc as the witness.
+
+Each line of the plan makes one kind of thing. Lines whose blocks may come from one of the interpreter's free
+lists, or be resized by another line, form a family: there a block may be told of the line that first made it
+or of the one that has it now.
+"""
+
+import gc
+import json
+import sys
+from collections import Counter, defaultdict
+
+from handshake import serve
+
+KEPT = []
+ITEM = object()
+EACH = 40_000  # of which every 16th is kept
+KEY = "key"
+OTHER = "other"
+
+
+class Slotted:
+    __slots__ = ("one", "two")
+
+
+class Plain:
+    pass
+
+
+def text_of(number):
+    return "text %d of a part" % number  # family: text
+
+
+def use(made, number):
+    if number % 16 == 0:
+        KEPT.append(made)
+
+
+def line_of_one_digit(count):
+    for number in range(count):
+        use(number + 5_000, number)  # family: int
+
+
+def line_of_integers(count):
+    for number in range(count):
+        use(number << 70, number)
+
+
+def line_of_huge_integers(count):
+    for number in range(count):
+        use(ITEM.__hash__() << 4100, number)
+
+
+def line_of_floats(count):
+    for number in range(count):
+        use(number * 1.5, number)  # family: float
+
+
+def line_of_quotients(count):
+    for number in range(count):
+        use(number / 7, number)  # family: float
+
+
+def line_of_complex_numbers(count):
+    for number in range(count):
+        use(number * 1j, number)
+
+
+def line_of_short_strings(count):
+    for number in range(count):
+        use("%05d" % number, number)
+
+
+def line_of_wide_strings(count):
+    for number in range(count):
+        use(f"Ξ {number:030d}", number)
+
+
+def line_of_long_strings(count):
+    for number in range(count):
+        use("%0999d" % number, number)
+
+
+def line_of_bytes(count):
+    for number in range(count):
+        use(b"%d of many" % number, number)
+
+
+def line_of_bytes_of_all_sizes(count):
+    for number in range(count):
+        use(bytes(number % 1200), number)
+
+
+def line_of_bytearrays(count):
+    for number in range(count):
+        use(bytearray(number % 1200), number)
+
+
+def line_of_pairs(count):
+    for number in range(count):
+        use((ITEM, KEY), number)  # family: tuple
+
+
+def line_of_triples(count):
+    for number in range(count):
+        use((ITEM, KEY, ITEM), number)  # family: tuple
+
+
+def line_of_long_tuples(count):
+    for number in range(count):
+        use((ITEM,) * 33, number)  # more than the free lists take
+
+
+def line_of_empty_lists(count):
+    for number in range(count):
+        use([], number)  # family: list
+
+
+def line_of_lists(count):
+    for number in range(count):
+        use([ITEM, KEY, ITEM], number)  # family: list
+
+
+def line_of_long_lists(count):
+    for number in range(count):
+        use([ITEM] * 100, number)  # family: list
+
+
+def line_of_empty_dicts(count):
+    for number in range(count):
+        use({}, number)  # family: dict
+
+
+def line_of_dicts(count):
+    for number in range(count):
+        use({KEY: ITEM, OTHER: ITEM}, number)  # family: dict
+
+
+def line_of_dicts_by_number(count):
+    for number in range(count):
+        use({1: ITEM, 2: ITEM, 3: ITEM}, number)  # family: dict
+
+
+def line_of_large_dicts(count):
+    for number in range(count):
+        use(dict.fromkeys("abcdefghijklmnop", ITEM), number)  # family: dict
+
+
+def line_of_sets(count):
+    for number in range(count):
+        use({ITEM, KEY, OTHER}, number)
+
+
+def line_of_large_sets(count):
+    for number in range(count):
+        use(set("abcdefghijklmnop"), number)
+
+
+def line_of_frozen_sets(count):
+    for number in range(count):
+        use(frozenset((ITEM, KEY)), number)  # family: tuple
+
+
+def line_of_slotted(count):
+    for number in range(count):
+        use(Slotted(), number)
+
+
+def line_of_plain(count):
+    for number in range(count):
+        made = Plain()  # family: dict
+        made.one = ITEM  # family: dict
+        use(made, number)
+
+
+def line_of_closures(count):
+    for number in range(count):
+        use(lambda: count, number)
+
+
+def line_of_slices(count):
+    for number in range(count):
+        use(slice(ITEM, KEY), number)  # family: slice
+
+
+def line_of_methods(count):
+    for number in range(count):
+        use(KEY.join, number)
+
+
+def line_of_texts_that_grow(count):
+    for number in range(count):
+        text = text_of(number)
+        text += KEY  # family: text
+        text += OTHER  # family: text
+        use(text, number)
+
+
+def line_of_lists_that_grow(count):
+    for number in range(count):
+        made = []  # family: list
+        made.append(ITEM)  # family: list
+        made += KEY, ITEM, KEY  # family: list
+        use(made, number)
+
+
+def line_of_bytearrays_that_grow(count):
+    for number in range(count):
+        made = bytearray(b"some")  # family: bytearray
+        made += b" and more of it"  # family: bytearray
+        made.append(33)  # family: bytearray
+        use(made, number)
+
+
+LINES = [function for name, function in list(globals().items()) if name.startswith("line_of_")]
+
+
+def work(count):
+    for line in LINES:
+        line(count)
+    gc.collect()  # what the free lists hold is freed
+
+
+def families():
+    """By line: what stands behind it."""
+    mark = "  # " + "family: "
+    with open(__file__) as source:
+        for line, text in enumerate(source, 1):
+            if mark in text:
+                yield line, text.partition(mark)[2].strip()
+
+
+def seen(tracemalloc):
+    blocks = defaultdict(Counter)
+    for trace in tracemalloc.take_snapshot().traces:
+        frame = trace.traceback[0]
+        if frame.filename == __file__:
+            blocks[frame.lineno][trace.size] += 1
+    return {line: sorted(sizes.items()) for line, sizes in blocks.items()}
+
+
+def main():
+    tracemalloc = __import__("tracemalloc") if "tracemalloc" in sys.argv else None
+    gc.disable()
+    work(64)
+    KEPT.clear()
+    gc.collect()
+    if tracemalloc:
+        tracemalloc.start(1)
+
+    def go():
+        work(EACH)
+        return "done"
+
+    def plan():
+        return json.dumps({"families": dict(families()), "seen": seen(tracemalloc) if tracemalloc else {}})
+
+    serve({"go": go, "plan": plan})
+
+
+main()
