@@ -20,6 +20,7 @@ mod jumps;
 mod options;
 mod python;
 mod python_heap;
+mod python_lines;
 mod recording;
 mod refused;
 mod safety;

@@ -1,8 +1,10 @@
-"""Some two million allocations in some thirty lines, of which a part is kept; with tracemalloc as the witness.
+"""A few million allocations in some thirty lines, of which a part is kept; with tracemalloc as the witness.
 
-Each line of the plan makes one kind of thing. Lines whose blocks may come from one of the interpreter's free
-lists, or be resized by another line, form a family: there a block may be told of the line that first made it
-or of the one that has it now.
+Each line of the plan makes one kind of thing. Where blocks come from one of the interpreter's free lists, a
+block may be told of the line that first made it or of the one that has it now; where one line resizes what
+another has made, of either. Such lines say so, and form a family.
+
+    python lines.py COUNT [tracemalloc]     COUNT times for each line; every 16th result is kept
 """
 
 import gc
@@ -14,7 +16,6 @@ from handshake import serve
 
 KEPT = []
 ITEM = object()
-EACH = 40_000  # of which every 16th is kept
 KEY = "key"
 OTHER = "other"
 
@@ -28,7 +29,7 @@ class Plain:
 
 
 def text_of(number):
-    return "text %d of a part" % number  # family: text
+    return "text %d of a part" % number  # resized: text
 
 
 def use(made, number):
@@ -38,7 +39,7 @@ def use(made, number):
 
 def line_of_one_digit(count):
     for number in range(count):
-        use(number + 5_000, number)  # family: int
+        use(number + 5_000, number)  # free list: int
 
 
 def line_of_integers(count):
@@ -53,12 +54,12 @@ def line_of_huge_integers(count):
 
 def line_of_floats(count):
     for number in range(count):
-        use(number * 1.5, number)  # family: float
+        use(number * 1.5, number)  # free list: float
 
 
 def line_of_quotients(count):
     for number in range(count):
-        use(number / 7, number)  # family: float
+        use(number / 7, number)  # free list: float
 
 
 def line_of_complex_numbers(count):
@@ -88,22 +89,22 @@ def line_of_bytes(count):
 
 def line_of_bytes_of_all_sizes(count):
     for number in range(count):
-        use(bytes(number % 1200), number)
+        use(bytes(number % 1200), number)  # free list: tuple
 
 
 def line_of_bytearrays(count):
     for number in range(count):
-        use(bytearray(number % 1200), number)
+        use(bytearray(number % 1200), number)  # free list: tuple
 
 
 def line_of_pairs(count):
     for number in range(count):
-        use((ITEM, KEY), number)  # family: tuple
+        use((ITEM, KEY), number)  # free list: tuple
 
 
 def line_of_triples(count):
     for number in range(count):
-        use((ITEM, KEY, ITEM), number)  # family: tuple
+        use((ITEM, KEY, ITEM), number)  # free list: tuple
 
 
 def line_of_long_tuples(count):
@@ -113,37 +114,37 @@ def line_of_long_tuples(count):
 
 def line_of_empty_lists(count):
     for number in range(count):
-        use([], number)  # family: list
+        use([], number)  # free list: list
 
 
 def line_of_lists(count):
     for number in range(count):
-        use([ITEM, KEY, ITEM], number)  # family: list
+        use([ITEM, KEY, ITEM], number)  # free list: list
 
 
 def line_of_long_lists(count):
     for number in range(count):
-        use([ITEM] * 100, number)  # family: list
+        use([ITEM] * 100, number)  # free list: list
 
 
 def line_of_empty_dicts(count):
     for number in range(count):
-        use({}, number)  # family: dict
+        use({}, number)  # free list: dict
 
 
 def line_of_dicts(count):
     for number in range(count):
-        use({KEY: ITEM, OTHER: ITEM}, number)  # family: dict
+        use({KEY: ITEM, OTHER: ITEM}, number)  # free list: dict
 
 
 def line_of_dicts_by_number(count):
     for number in range(count):
-        use({1: ITEM, 2: ITEM, 3: ITEM}, number)  # family: dict
+        use({1: ITEM, 2: ITEM, 3: ITEM}, number)  # free list: dict
 
 
 def line_of_large_dicts(count):
     for number in range(count):
-        use(dict.fromkeys("abcdefghijklmnop", ITEM), number)  # family: dict
+        use(dict.fromkeys("abcdefghijklmnop", ITEM), number)  # free list: dict
 
 
 def line_of_sets(count):
@@ -158,7 +159,7 @@ def line_of_large_sets(count):
 
 def line_of_frozen_sets(count):
     for number in range(count):
-        use(frozenset((ITEM, KEY)), number)  # family: tuple
+        use(frozenset((ITEM, KEY)), number)  # free list: tuple
 
 
 def line_of_slotted(count):
@@ -168,19 +169,19 @@ def line_of_slotted(count):
 
 def line_of_plain(count):
     for number in range(count):
-        made = Plain()  # family: dict
-        made.one = ITEM  # family: dict
+        made = Plain()  # free list: dict
+        made.one = ITEM  # free list: dict
         use(made, number)
 
 
 def line_of_closures(count):
     for number in range(count):
-        use(lambda: count, number)
+        use(lambda: count, number)  # free list: tuple
 
 
 def line_of_slices(count):
     for number in range(count):
-        use(slice(ITEM, KEY), number)  # family: slice
+        use(slice(ITEM, KEY), number)  # free list: slice
 
 
 def line_of_methods(count):
@@ -191,24 +192,24 @@ def line_of_methods(count):
 def line_of_texts_that_grow(count):
     for number in range(count):
         text = text_of(number)
-        text += KEY  # family: text
-        text += OTHER  # family: text
+        text += KEY  # resized: text
+        text += OTHER  # resized: text
         use(text, number)
 
 
 def line_of_lists_that_grow(count):
     for number in range(count):
-        made = []  # family: list
-        made.append(ITEM)  # family: list
-        made += KEY, ITEM, KEY  # family: list
+        made = []  # free list: list
+        made.append(ITEM)  # free list: list
+        made += KEY, ITEM, KEY  # free list: list
         use(made, number)
 
 
 def line_of_bytearrays_that_grow(count):
     for number in range(count):
-        made = bytearray(b"some")  # family: bytearray
-        made += b" and more of it"  # family: bytearray
-        made.append(33)  # family: bytearray
+        made = bytearray(b"some")  # resized: bytearray
+        made += b" and more of it"  # resized: bytearray
+        made.append(33)  # resized: bytearray
         use(made, number)
 
 
@@ -216,25 +217,33 @@ LINES = [function for name, function in list(globals().items()) if name.startswi
 
 
 def work(count):
+    gc.collect()  # empties the free lists
     for line in LINES:
         line(count)
-    gc.collect()  # what the free lists hold is freed
+    gc.collect()
 
 
 def families():
-    """By line: what stands behind it."""
-    mark = "  # " + "family: "
+    """By line: why its blocks may be told of another line, and of which family it is."""
+    found = {}
     with open(__file__) as source:
         for line, text in enumerate(source, 1):
-            if mark in text:
-                yield line, text.partition(mark)[2].strip()
+            if text.startswith("    for number in range"):
+                found[line] = ["free list", "int"]  # since 3.14
+            for why in "free list", "resized":
+                _, mark, family = text.partition("  # " + why + ": ")
+                if mark:
+                    found[line] = [why, family.strip()]
+    return found
 
 
 def seen(tracemalloc):
+    """What is outstanding of the lines of the plan: by line, sizes and how often."""
+    last = work.__code__.co_firstlineno
     blocks = defaultdict(Counter)
     for trace in tracemalloc.take_snapshot().traces:
         frame = trace.traceback[0]
-        if frame.filename == __file__:
+        if frame.filename == __file__ and frame.lineno < last:
             blocks[frame.lineno][trace.size] += 1
     return {line: sorted(sizes.items()) for line, sizes in blocks.items()}
 
@@ -249,11 +258,11 @@ def main():
         tracemalloc.start(1)
 
     def go():
-        work(EACH)
+        work(int(sys.argv[1]))
         return "done"
 
     def plan():
-        return json.dumps({"families": dict(families()), "seen": seen(tracemalloc) if tracemalloc else {}})
+        return json.dumps({"seen": seen(tracemalloc) if tracemalloc else {}, "families": families()})
 
     serve({"go": go, "plan": plan})
 
