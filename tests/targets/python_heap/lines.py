@@ -1,8 +1,9 @@
 """A few million allocations in some thirty lines, of which a part is kept; with tracemalloc as the witness.
 
 Each line of the plan makes one kind of thing. Where blocks come from one of the interpreter's free lists, a
-block may be told of the line that first made it or of the one that has it now; where one line resizes what
-another has made, of either. Such lines say so, and form a family.
+block may be told of the line that first made it or of the one that has it now; two lines that take a block in
+turns may have many of each other. Where one line resizes what another has made, it may be told of either. Such
+lines say so, and form a family.
 
     python lines.py COUNT [tracemalloc]     COUNT times for each line; every 16th result is kept
 """
@@ -39,7 +40,7 @@ def use(made, number):
 
 def line_of_one_digit(count):
     for number in range(count):
-        use(number + 5_000, number)  # free list: int
+        use(number + 5_000, number)  # taken in turns: int
 
 
 def line_of_integers(count):
@@ -49,7 +50,7 @@ def line_of_integers(count):
 
 def line_of_huge_integers(count):
     for number in range(count):
-        use(ITEM.__hash__() << 4100, number)
+        use((number + 1) << 4100, number)
 
 
 def line_of_floats(count):
@@ -74,7 +75,7 @@ def line_of_short_strings(count):
 
 def line_of_wide_strings(count):
     for number in range(count):
-        use(f"Ξ {number:030d}", number)
+        use(f"Ξ {number:030d}", number)  # free list: method
 
 
 def line_of_long_strings(count):
@@ -179,14 +180,9 @@ def line_of_closures(count):
         use(lambda: count, number)  # free list: tuple
 
 
-def line_of_slices(count):
-    for number in range(count):
-        use(slice(ITEM, KEY), number)  # free list: slice
-
-
 def line_of_methods(count):
     for number in range(count):
-        use(KEY.join, number)
+        use(KEY.join, number)  # free list: method
 
 
 def line_of_texts_that_grow(count):
@@ -229,8 +225,8 @@ def families():
     with open(__file__) as source:
         for line, text in enumerate(source, 1):
             if text.startswith("    for number in range"):
-                found[line] = ["free list", "int"]  # since 3.14
-            for why in "free list", "resized":
+                found[line] = ["taken in turns", "int"]  # from a free list, since 3.14
+            for why in "free list", "taken in turns", "resized":
                 _, mark, family = text.partition("  # " + why + ": ")
                 if mark:
                     found[line] = [why, family.strip()]
