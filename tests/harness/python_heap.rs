@@ -8,9 +8,10 @@ use serde::Deserialize;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Largest request that pymalloc serves, and the step of its size classes (CPython's `obmalloc.c`, 3.8 to
-/// 3.15).
-const LARGEST: u64 = 512;
+/// Largest request that pymalloc serves (CPython's `obmalloc.c`, 3.8 to 3.15).
+pub const LARGEST: u64 = 512;
+
+/// The step of its size classes.
 const STEP: u64 = 16;
 
 /// What pymalloc holds for a request of this many bytes; what it passes on to libc is not rounded here.

@@ -74,7 +74,15 @@ fn expected(blocks: &[Block], times: u64, found: &BTreeMap<String, Left>) -> BTr
     let mut expected: BTreeMap<String, Left> = BTreeMap::new();
     for block in blocks {
         let bytes_are = found.get(block.domain).map_or("held", |left| &left.bytes_are);
-        let bytes = if bytes_are == "requested" { block.bytes } else { held(block.bytes) };
+        let is_requested = bytes_are == "requested";
+        // CPython asks libc for one byte where it was asked for none, and some builds inline all but that.
+        let none_is_one =
+            found.get(block.domain).is_some_and(|left| left.bytes == times && left.count == times);
+        let bytes = match block.bytes {
+            0 if is_requested && none_is_one => 1,
+            bytes if is_requested => bytes,
+            bytes => held(bytes),
+        };
         let entry = expected.entry(block.domain.into());
         let left = entry.or_insert(Left { count: 0, bytes: 0, bytes_are: bytes_are.into() });
         left.count += times;
@@ -272,7 +280,10 @@ fn wrong_churn(python: &Installed) -> Vec<String> {
         wrong.push(format!("{} allocations of a million objects", totals.alloc_count));
     }
     if totals.outstanding_count >= FEW {
-        wrong.push(format!("{} outstanding of\n{}", totals.outstanding_count, report.outstanding()));
+        let rows = report.outstanding();
+        let rows = rows.lines().take(8).map(|row| row.chars().take(200).collect::<String>());
+        let rows: Vec<String> = rows.collect();
+        wrong.push(format!("{} outstanding; most are\n  {}", totals.outstanding_count, rows.join("\n  ")));
     }
     wrong
 }

@@ -219,6 +219,9 @@ def work(count):
     gc.collect()
 
 
+END = work.__code__.co_firstlineno
+
+
 def families():
     """By line: why its blocks may be told of another line, and of which family it is."""
     found = {}
@@ -235,11 +238,10 @@ def families():
 
 def seen(tracemalloc):
     """What is outstanding of the lines of the plan: by line, sizes and how often."""
-    last = work.__code__.co_firstlineno
     blocks = defaultdict(Counter)
     for trace in tracemalloc.take_snapshot().traces:
         frame = trace.traceback[0]
-        if frame.filename == __file__ and frame.lineno < last:
+        if frame.filename == __file__ and frame.lineno < END:
             blocks[frame.lineno][trace.size] += 1
     return {line: sorted(sizes.items()) for line, sizes in blocks.items()}
 
@@ -258,7 +260,8 @@ def main():
         return "done"
 
     def plan():
-        return json.dumps({"seen": seen(tracemalloc) if tracemalloc else {}, "families": families()})
+        blocks = seen(tracemalloc) if tracemalloc else {}
+        return json.dumps({"seen": blocks, "families": families(), "end": END})
 
     serve({"go": go, "plan": plan})
 
