@@ -68,7 +68,7 @@ enum Witness {
 
 impl Witness {
     /// Whether a row is of what tracemalloc sees. With it inside, small blocks of libc are its notes: one of 32
-    /// and one of 16 bytes for each block, and a few for each line; so are two large tables, of a size that is
+    /// and one of 16 bytes for each block, and two for each line; so are two large tables, of a size that is
     /// a power of two. Large blocks of the program come to libc through it, and lose their domain.
     fn sees(self, row: &Row) -> bool {
         let of_pymalloc = row.bytes_are == "held";
@@ -139,11 +139,11 @@ fn differences(told: &Told, reported: &Lines) -> (Vec<String>, Vec<String>) {
 }
 
 /// Whether the blocks that tracemalloc has made are what it needs for those that it has noted: two for each,
-/// and four for each line.
+/// and two for each line that ever allocated.
 fn wrong_notes(told: &Told, of_witness: u64) -> Option<String> {
     let noted: u64 = witnessed(told).values().map(|blocks| blocks.count).sum();
-    let lines = told.seen.len() as u64;
-    let is_right = of_witness.abs_diff(2 * noted) <= 4 * lines;
+    let of_lines = 2 * u64::from(told.end);
+    let is_right = (2 * noted..=2 * noted + of_lines).contains(&of_witness);
     (!is_right).then(|| format!("tracemalloc's own: {of_witness} blocks for notes on {noted}"))
 }
 
