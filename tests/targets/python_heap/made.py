@@ -35,7 +35,7 @@ def make(count):
     KEPT.append([Slotted() for _ in range(count)])
     KEPT.append([Plain() for _ in range(count)])
     KEPT.append([{ITEM} for _ in range(count)])
-    KEPT.append([bytearray(number % 900) for number in range(count)])
+    KEPT.append([bytearray(number % 400) for number in range(count)])
 
 
 def counted(work, *arguments):
