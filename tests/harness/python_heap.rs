@@ -72,8 +72,8 @@ pub fn plan(target: &mut Target) -> Vec<Leak> {
 pub enum Type {
     /// It is an object of this type.
     Object(&'static str),
-    /// It belongs to an object of this type, and may be told as its.
-    Part(&'static str),
+    /// It belongs to an object of this type, which has it for this.
+    Part(&'static str, &'static str),
     /// It is no object's.
     None,
 }
@@ -97,16 +97,16 @@ const fn object(of: &'static str, bytes: u64) -> Block {
     Block { domain: "py-object", bytes, of: Type::Object(of) }
 }
 
-const fn part(domain: &'static str, of: &'static str, bytes: u64) -> Block {
-    Block { domain, bytes, of: Type::Part(of) }
+const fn part(domain: &'static str, of: &'static str, part: &'static str, bytes: u64) -> Block {
+    Block { domain, bytes, of: Type::Part(of, part) }
 }
 
 /// The blocks that one call of this function of `leaky_python.py` leaves behind in CPython 3.`minor`. That
 /// sizes are right is tested by tracemalloc; the domains are those of CPython's sources.
 pub fn left_by(function: &str, minor: u32) -> Vec<Block> {
     // Tables of keys: entries without hashes came in 3.11, and `PyMem_Malloc` in 3.13.
-    let keys =
-        part(if minor >= 13 { "py-mem" } else { "py-object" }, "dict", if minor >= 11 { 120 } else { 168 });
+    let keys_domain = if minor >= 13 { "py-mem" } else { "py-object" };
+    let keys = part(keys_domain, "dict", "keys", if minor >= 11 { 120 } else { 168 });
     match function {
         "malloc_small" => vec![raw("malloc", 48)],
         "malloc_large" => vec![raw("malloc", 4000)],
@@ -133,7 +133,7 @@ pub fn left_by(function: &str, minor: u32) -> Vec<Block> {
         "empty_dict" | "reference_to_a_dict" => vec![object("dict", 64)],
         "dict_with_item" => vec![object("dict", 64), keys],
         "empty_list" => vec![object("list", 56)],
-        "list_with_items" => vec![object("list", 56), part("py-mem", "list", 24)],
+        "list_with_items" => vec![object("list", 56), part("py-mem", "list", "items", 24)],
         // 3.14 keeps the hash.
         "tuple_of_three" => vec![object("tuple", if minor >= 14 { 72 } else { 64 })],
         // `wchar_t` pointers went with 3.12.
@@ -153,9 +153,9 @@ pub fn left_by(function: &str, minor: u32) -> Vec<Block> {
 fn plain(minor: u32) -> Vec<Block> {
     const CLASS: &str = "__main__.Plain";
     match minor {
-        ..=10 => vec![object(CLASS, 48), object("dict", 64), part("py-mem", "dict", 40)],
-        11 => vec![object(CLASS, 56), part("py-mem", CLASS, 24)],
-        12 => vec![object(CLASS, 48), part("py-mem", CLASS, 24)],
+        ..=10 => vec![object(CLASS, 48), object("dict", 64), part("py-mem", "dict", "values", 40)],
+        11 => vec![object(CLASS, 56), part("py-mem", CLASS, "values", 24)],
+        12 => vec![object(CLASS, 48), part("py-mem", CLASS, "values", 24)],
         _ => vec![object(CLASS, 80)],
     }
 }

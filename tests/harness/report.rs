@@ -137,6 +137,9 @@ pub struct TypeEntry {
     /// `dict`, `__main__.Slotted`
     #[serde(rename = "type")]
     pub name: String,
+    /// Of blocks that are no object: what its object has it for.
+    #[serde(default)]
+    pub part: Option<String>,
     /// Blocks.
     pub count: u64,
     /// Their bytes.

@@ -91,29 +91,29 @@ fn expected(blocks: &[Block], times: u64, found: &BTreeMap<String, Left>) -> BTr
     expected
 }
 
-/// By type: how many blocks are told to be of it.
-fn types_in(rows: &[&Row]) -> BTreeMap<String, u64> {
+/// How many blocks are told to be objects of a type, or parts of them.
+type Types = BTreeMap<(String, Option<String>), u64>;
+
+fn types_in(rows: &[&Row]) -> Types {
     let mut found = BTreeMap::new();
     for entry in rows.iter().filter_map(|row| row.python_types.as_ref()).flatten() {
-        *found.entry(entry.name.clone()).or_insert(0) += entry.count;
+        *found.entry((entry.name.clone(), entry.part.clone())).or_insert(0) += entry.count;
     }
     found
 }
 
-/// Whether every object has its type, and every part of one has its owner's or none.
-fn wrong_types(blocks: &[Block], times: u64, found: &BTreeMap<String, u64>) -> Option<String> {
-    let mut least: BTreeMap<String, u64> = BTreeMap::new();
-    let mut most: BTreeMap<String, u64> = BTreeMap::new();
+/// Every object has its type, and every part of one its owner's.
+fn expected_types(blocks: &[Block], times: u64) -> Types {
+    let mut expected = BTreeMap::new();
     for block in blocks {
-        let (name, is_object) = match block.of {
-            Type::Object(name) => (name, true),
-            Type::Part(name) => (name, false),
+        let key = match block.of {
+            Type::Object(name) => (name.into(), None),
+            Type::Part(name, part) => (name.into(), Some(part.into())),
             Type::None => continue,
         };
-        *least.entry(name.into()).or_insert(0) += if is_object { times } else { 0 };
-        *most.entry(name.into()).or_insert(0) += times;
+        *expected.entry(key).or_insert(0) += times;
     }
-    (*found != least && *found != most).then(|| format!("types {found:?}, not {least:?}"))
+    expected
 }
 
 fn wrong_leak(report: &Report, leak: &Leak, minor: u32) -> Vec<String> {
@@ -130,8 +130,10 @@ fn wrong_leak(report: &Report, leak: &Leak, minor: u32) -> Vec<String> {
     if found != expected {
         wrong.push(format!("{}: {found:?}, not {expected:?}", leak.function));
     }
-    let types = wrong_types(&blocks, leak.count, &types_in(&rows));
-    wrong.extend(types.map(|types| format!("{}: {types}", leak.function)));
+    let (found, expected) = (types_in(&rows), expected_types(&blocks, leak.count));
+    if found != expected {
+        wrong.push(format!("{}: types {found:?}, not {expected:?}", leak.function));
+    }
     wrong
 }
 

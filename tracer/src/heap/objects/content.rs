@@ -180,7 +180,7 @@ impl ObjectReader {
         match of.kind {
             // A text of plain ASCII is kept right behind the first part of its object.
             Kind::Str => at as u64 + self.types.least_text_bytes(bytes, at) <= bytes.len() as u64,
-            Kind::Other | Kind::Type => at as u64 + of.basic_bytes <= bytes.len() as u64,
+            Kind::Other | Kind::Code | Kind::Type => at as u64 + of.basic_bytes <= bytes.len() as u64,
             _ if is_fixed => self.is_exact(of, bytes, 0),
             _ => at as u64 + of.basic_bytes <= bytes.len() as u64,
         }

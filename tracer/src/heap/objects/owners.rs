@@ -103,7 +103,7 @@ impl ObjectReader {
         between.dedup();
         if !between.is_empty() {
             let more = self.claims(memory, pools, large, &between);
-            for (addr, owner) in more.owned {
+            for (addr, owner) in more.owned.into_iter().filter(|(_, owner)| owner.part.leads_on()) {
                 claims.owned.entry(addr).or_insert(Owner { part: Part::Memory, ..owner });
             }
             follow(&mut claims);
@@ -206,12 +206,16 @@ impl ObjectReader {
     }
 
     /// What an object has a block for to which a field of it leads, some bytes behind its start. `None` where it is
-    /// no pointer to that block.
+    /// no pointer to that block: behind its fields an object has items, which are objects or no pointers, and then
+    /// what the block had before.
     ///
     /// Offsets of CPython 3.8 to 3.15: `listobject.h`, `dictobject.h`, `setobject.h`, `bytearrayobject.h`,
     /// `unicodeobject.h` in `Include/cpython`, `_collectionsmodule.c`, `pycore_object.h`.
     fn part(&self, bytes: &[u8], found: &Found, field: i64, offset: u64) -> Option<Part> {
         let of = self.types.get(found.type_number);
+        if field + 8 > of.basic_bytes as i64 {
+            return None;
+        }
         let behind = offset.checked_sub(self.hook_bytes as u64)?;
         if field < 0 {
             // 3.11 and 3.12 have pointers to the attributes in front of the collector's words.
@@ -227,13 +231,21 @@ impl ObjectReader {
             (Kind::Str, _) if self.types.is_text_pointer(bytes, found.at, field) => Part::Text,
             // They hold no pointers, but their bytes may look like some.
             (Kind::Str | Kind::Float | Kind::Bytes, _) => return None,
-            // Behind an object its block may have what was there before.
-            _ if of.item_bytes == 0 && !of.has_inline_values && field + 8 > of.basic_bytes as i64 => {
-                return None;
-            }
+            // Iterators, methods, frames: what they lead to are objects.
+            (Kind::Tuple | Kind::Reused, _) => return None,
+            // `_co_unique_id`, which only free-threaded builds set, since 3.14.
+            (Kind::Code, 184) if self.minor >= 14 => return None,
             _ => Part::Memory,
         };
         (behind == 0).then_some(part)
+    }
+}
+
+impl Part {
+    /// Whether there are pointers to more memory of the owner in it. Items, keys and values are objects, and what is
+    /// behind the last of them is what the block had before.
+    const fn leads_on(self) -> bool {
+        matches!(self, Self::Memory | Self::Blocks)
     }
 }
 
@@ -245,7 +257,9 @@ fn follow(claims: &mut Claims) {
     }
     let mut ends: Vec<u64> = links.keys().copied().filter(|from| claims.owned.contains_key(from)).collect();
     while let Some(from) = ends.pop() {
-        let Some(owner) = claims.owned.get(&from).cloned() else { continue };
+        let Some(owner) = claims.owned.get(&from).filter(|owner| owner.part.leads_on()).cloned() else {
+            continue;
+        };
         for to in links.remove(&from).unwrap_or_default() {
             if let Entry::Vacant(vacant) = claims.owned.entry(to) {
                 vacant.insert(owner.clone());
@@ -271,5 +285,15 @@ mod tests {
         follow(&mut claims);
         assert_eq!(claims.owned.get(&40), Some(&owner()));
         assert_eq!(claims.owned.get(&60), None);
+    }
+
+    /// A list's items have room behind the last one, in which anything may have been left.
+    #[test]
+    fn items_lead_to_no_more_memory() {
+        let mut claims = Claims::default();
+        claims.owned.insert(10, Owner { part: Part::Items, ..owner() });
+        claims.links = vec![(10, 20)];
+        follow(&mut claims);
+        assert_eq!(claims.owned.get(&20), None);
     }
 }

@@ -70,6 +70,7 @@ pub(super) enum Kind {
     Bytes,
     ByteArray,
     Deque,
+    Code,
     Type,
     /// Another one of which CPython keeps instances for later.
     Reused,
@@ -89,6 +90,7 @@ impl Kind {
             "bytes" => Self::Bytes,
             "bytearray" => Self::ByteArray,
             "collections.deque" => Self::Deque,
+            "code" => Self::Code,
             "type" => Self::Type,
             // Those with free lists, in some version of 3.8 to 3.15.
             "int"
