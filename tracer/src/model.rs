@@ -126,6 +126,9 @@ pub struct Content {
     pub type_name: Option<String>,
     /// What the block is to that object, where it is not the object itself: `items`, `keys`.
     pub part: Option<String>,
+    /// Whether CPython asks for such a part as it does for objects.
+    #[serde(default)]
+    pub is_of_objects: bool,
     /// Whether the object is dead and kept by CPython for the next of its type.
     pub is_parked: bool,
 }

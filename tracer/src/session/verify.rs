@@ -237,16 +237,20 @@ fn look_into_python(
     let mut others = HashSet::new();
     pools.look_up(memory, in_pools, |_, block| match (block.state, &mut reader) {
         (BlockState::Free, _) => findings.free(block.addr),
-        (BlockState::Live, Some(reader)) => match content(reader.read(memory, block.addr, block.bytes)) {
-            Some(content) => findings.enter(block.addr, content),
-            None => _ = others.insert(block.addr),
-        },
+        (BlockState::Live, Some(reader)) => {
+            match content(reader.read(memory, block.addr, block.bytes), interpreter.minor) {
+                Some(content) => findings.enter(block.addr, content),
+                None => _ = others.insert(block.addr),
+            }
+        }
         _ => {}
     });
     let Some(mut reader) = reader else { return };
-    each_start(memory, large, |addr, bytes| match content(reader.read(memory, addr, bytes)) {
-        Some(content) => findings.enter(addr, content),
-        None => _ = others.insert(addr),
+    each_start(memory, large, |addr, bytes| {
+        match content(reader.read(memory, addr, bytes), interpreter.minor) {
+            Some(content) => findings.enter(addr, content),
+            None => _ = others.insert(addr),
+        }
     });
     let ranges: Vec<MemoryRange> = large
         .iter()
@@ -258,6 +262,7 @@ fn look_into_python(
         let content = owners.get(&addr).map(|owner| Content {
             type_name: Some(owner.type_name.to_string()),
             part: Some(owner.part.to_string()),
+            is_of_objects: owner.part.is_of_objects(interpreter.minor),
             is_parked: false,
         });
         findings.enter(addr, content.unwrap_or_default());
@@ -265,16 +270,18 @@ fn look_into_python(
 }
 
 /// What an object's block is called; `None` for another.
-fn content(found: objects::Content) -> Option<Content> {
+fn content(found: objects::Content, minor: u8) -> Option<Content> {
     match found {
         objects::Content::Object(object) => Some(Content {
             type_name: Some(object.type_name.to_string()),
             part: None,
+            is_of_objects: true,
             is_parked: object.is_parked,
         }),
         objects::Content::ParkedKeys => Some(Content {
             type_name: Some("dict".to_owned()),
             part: Some(Part::Keys.to_string()),
+            is_of_objects: Part::Keys.is_of_objects(minor),
             is_parked: true,
         }),
         objects::Content::NotAnObject => None,

@@ -195,6 +195,7 @@ fn domain_of(totals: &StackTotals, asked: Asked, content: Option<&Content>) -> D
     };
     match content {
         Some(Content { type_name: Some(_), part: None, .. }) => Domain::PyObject,
+        Some(Content { type_name: Some(_), is_of_objects: true, .. }) => by_call.unwrap_or(Domain::PyObject),
         Some(Content { type_name: Some(_), .. }) => by_call.unwrap_or(Domain::PyMem),
         // In a pool there are objects, and what `PyMem_*` gave.
         Some(_) if totals.domain == Domain::PyObject => by_call.unwrap_or(Domain::PyMem),

@@ -242,6 +242,16 @@ impl ObjectReader {
 }
 
 impl Part {
+    /// Whether CPython 3.`minor` asks `PyObject_Malloc` for it, and not `PyMem_Malloc`: `new_keys_object` in
+    /// `Objects/dictobject.c` up to 3.12, `Objects/bytearrayobject.c`.
+    pub const fn is_of_objects(self, minor: u8) -> bool {
+        match self {
+            Self::Keys => minor < 13,
+            Self::Buffer => true,
+            _ => false,
+        }
+    }
+
     /// Whether there are pointers to more memory of the owner in it. Items, keys and values are objects, and what is
     /// behind the last of them is what the block had before.
     const fn leads_on(self) -> bool {
