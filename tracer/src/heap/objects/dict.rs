@@ -13,6 +13,9 @@ const MA_KEYS: u64 = 32;
 /// Most entries of a dictionary that are looked at.
 const MAX_ENTRIES: u64 = 1 << 14;
 
+/// Most slots that are believed.
+const MAX_SLOTS: u64 = 1 << 40;
+
 /// `dk_kind` since 3.11.
 const GENERAL: u8 = 0;
 const SPLIT: u8 = 2;
@@ -49,7 +52,7 @@ impl Keys {
                 _ => 8,
             };
             // Between them the function that looks keys up.
-            if !is_pointer(word(bytes, 16) & !7) {
+            if !is_pointer(word(bytes, 16) & !7) || slots > MAX_SLOTS {
                 return None;
             }
             Self {
@@ -64,7 +67,7 @@ impl Keys {
             }
         } else {
             let (log2_slots, log2_index_bytes, kind) = (bytes[8], bytes[9], bytes[10]);
-            if log2_slots > 40
+            if log2_slots > MAX_SLOTS.ilog2() as u8
                 || log2_index_bytes < log2_slots
                 || log2_index_bytes > log2_slots + 3
                 || kind > SPLIT
@@ -84,7 +87,7 @@ impl Keys {
         };
         let room = keys.room();
         let is_sound = keys.slots.is_power_of_two()
-            && (8..=1 << 40).contains(&keys.slots)
+            && (8..=MAX_SLOTS).contains(&keys.slots)
             && keys.usable <= room
             && keys.entries <= room;
         is_sound.then_some(keys)
@@ -136,4 +139,36 @@ pub(super) fn get(
 /// Whether two heads are of the same form, where a link to the next one that waits took the place of the count.
 pub(super) fn is_alike(bytes: &[u8], other: &[u8]) -> bool {
     int(bytes, 8) & 0xff_ffff == int(other, 8) & 0xff_ffff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_smallest_keys_are_those_that_are_kept() {
+        // 3.12, 8 slots of a byte, names for keys: 32 bytes, 8 indices, 5 entries of 16 bytes.
+        let head = |kind: u64| [1, 3 | 3 << 8 | kind << 16, 4, 1, 0].map(u64::to_le_bytes).concat();
+        let keys = Keys::read(&head(1), 12).unwrap();
+        assert_eq!((keys.bytes(), keys.may_be_parked(12)), (120, true));
+        let keys = Keys::read(&head(0), 12).unwrap();
+        assert_eq!((keys.bytes(), keys.may_be_parked(12)), (160, false));
+        assert_eq!(Keys::read(&head(3), 12), None);
+        // 3.8 says how many slots there are, and where the function is that looks keys up.
+        let old = [0, 8, 0x7f00_0000_1234, 5, 0].map(u64::to_le_bytes).concat();
+        let keys = Keys::read(&old, 8).unwrap();
+        assert_eq!((keys.bytes(), keys.may_be_parked(8)), (168, true));
+        let full = [0, 8, 0x7f00_0000_1234, 6, 0].map(u64::to_le_bytes).concat();
+        assert_eq!(Keys::read(&full, 8), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_looked_at(bytes in prop::collection::vec(any::<u8>(), 0..64), minor in 8_u8..16) {
+            if let Some(keys) = Keys::read(&bytes, minor) {
+                prop_assert!(keys.bytes() > 0);
+            }
+        }
+    }
 }

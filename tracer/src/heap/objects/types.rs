@@ -324,6 +324,8 @@ impl Type {
     /// Bytes that an instance needs, with what is in front of it; `items` as its head says. Without the values of
     /// attributes that may follow it.
     pub(super) fn instance_bytes(&self, items: u64) -> u64 {
-        self.prefix_bytes + self.basic_bytes + items.saturating_mul(self.item_bytes).next_multiple_of(8)
+        self.prefix_bytes
+            + self.basic_bytes
+            + items.saturating_mul(self.item_bytes).min(1 << 56).next_multiple_of(8)
     }
 }

@@ -66,10 +66,12 @@ impl RawArena {
         if self.addr == 0 {
             return is_entry(self.next);
         }
+        if !is_pointer(self.addr) {
+            return false;
+        }
         let first = self.first_pool(pool_bytes);
         let pools = u64::from(self.total_pools);
-        is_pointer(self.addr)
-            && pools > 0
+        pools > 0
             // 1 GiB arenas are far beyond what a build may choose.
             && pools <= (1 << 30) / pool_bytes
             && self.free_pools <= self.total_pools
@@ -152,5 +154,58 @@ impl Header {
             && self.fresh_offset >= HEADER_BYTES
             && (self.fresh_offset - HEADER_BYTES).is_multiple_of(self.block_bytes())
             && self.used <= self.carved()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const POOL_BYTES: u64 = 1 << 14;
+
+    /// An arena of 64 pools of which some were used, as its bytes.
+    fn arena(addr: u64, carved: u64, free_list: u64, next: u64) -> Vec<u8> {
+        let counts = 64_u64.saturating_sub(carved) | 64 << 32;
+        let words = [addr, addr + carved * POOL_BYTES, counts, free_list, next, 0];
+        words.into_iter().flat_map(u64::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn an_array_of_arenas_is_told_from_others() {
+        let at = 0x5500_0000_1000;
+        let addr = 0x7f00_0010_0000;
+        let unused = |next| arena(0, 0, 0, next);
+        let sound = [arena(addr, 3, 0, 0), unused(at + 96), unused(0)].concat();
+        let found = arenas(&sound, at, POOL_BYTES).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].0, found[0].1.addr, found[0].1.carved_pools(POOL_BYTES)), (0, addr, 3));
+        assert!(may_begin_arenas(&sound[..96], at, 64, POOL_BYTES));
+        for (index, broken) in [
+            [arena(addr, 3, 0, 0), unused(at + 95), unused(0)],
+            [arena(addr, 3, 0, 0), unused(0), unused(0)],
+            [arena(addr, 65, 0, 0), unused(at + 96), unused(0)],
+            [arena(addr + 1, 3, 0, 0), unused(at + 96), unused(0)],
+            [arena(addr, 3, addr + 3 * POOL_BYTES, 0), unused(at + 96), unused(0)],
+            [arena(addr, 3, 0, at + 144), unused(at + 96), unused(0)],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert_eq!(arenas(&broken.concat(), at, POOL_BYTES), None, "{index}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_looked_at(words in prop::collection::vec(prop_oneof![any::<u64>(), 0_u64..1 << 20], 6..48)) {
+            let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+            let _ = arenas(&bytes, 0x5500_0000_1000, POOL_BYTES);
+            let _ = may_begin_arenas(&bytes, 0x5500_0000_1000, 64, POOL_BYTES);
+            let header = Header::read(&bytes);
+            if header.is_sound(POOL_BYTES) && header.used > 0 {
+                prop_assert!(header.carved() >= header.used);
+            }
+        }
     }
 }
