@@ -226,6 +226,9 @@ impl BlockPlace {
 
 const NO_ARGUMENT: u64 = 15;
 
+/// Bits of a cookie that tell of a [`BlockPlace`].
+const BLOCK_BITS: u64 = (1 << 18) - 1;
+
 /// How the kernel side reads one probe site: the 64 bits that the kernel hands back at each hit.
 ///
 /// | bits | meaning |
@@ -237,13 +240,14 @@ const NO_ARGUMENT: u64 = 15;
 /// | 32 | the address comes out through argument 0 |
 /// | 33 | failure is `MAP_FAILED`, not null; only anonymous mappings count |
 /// | 34 | argument 1 is the length of the old memory |
-/// | 35 | the address of the old memory is argument 0 |
+/// | 35 | the address of the old memory is an argument: 0, or as bit 59 tells |
 /// | 36 | the end of the call is seen |
 /// | 37 | the function may throw: it has no return probe, its end is seen at its `ret` instructions |
 /// | 38 | the block stays where it is; the result is its new size |
 /// | 39 | argument 0 is the new program break, not by how much it moves |
 /// | 40 | the program break moves |
 /// | 41-58 | for a [`BlockPlace`]: register (4 bits), offset (12 bits), whether to read there, whether pools are large |
+/// | 59 | argument 0 is a context, and all others come one later: the old memory is argument 1 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
 
@@ -292,7 +296,16 @@ impl Cookie {
             | ((place.offset & BlockPlace::MAX_OFFSET) as u64) << 4
             | (place.is_read as u64) << 16
             | (place.pools_are_large as u64) << 17;
-        Self(self.0 & ((1 << 41) - 1) | (bits << 41))
+        Self(self.0 & !(BLOCK_BITS << 41) | (bits << 41))
+    }
+
+    /// The same of a function that takes a context before the arguments that the table of functions tells of, as
+    /// those do that CPython's allocator tables point to (`PyMemAllocatorEx`, `Include/cpython/pymem.h`, 3.8 to
+    /// 3.15). None of them maps memory or returns a block through a pointer.
+    pub const fn with_context(self) -> Self {
+        let size = later(self.0 >> 24);
+        let count = later(self.0 >> 28);
+        Self(self.0 & !(0xff << 24) | (size << 24) | (count << 28) | (1 << 59))
     }
 
     /// Where the address of the block is.
@@ -341,9 +354,14 @@ impl Cookie {
         self.0 >> 34 & 1 != 0
     }
 
-    /// Whether argument 0 is the old memory.
+    /// Whether an argument is the old memory: [`Cookie::old_argument`].
     pub const fn has_old(self) -> bool {
         self.0 >> 35 & 1 != 0
+    }
+
+    /// The argument that is the old memory, where one is.
+    pub const fn old_argument(self) -> u8 {
+        (self.0 >> 59 & 1) as u8
     }
 
     /// Whether the end of the call is seen.
@@ -369,6 +387,14 @@ impl Cookie {
     /// Whether argument 0 is the new program break itself.
     pub const fn sets_break(self) -> bool {
         self.0 >> 39 & 1 != 0
+    }
+}
+
+/// The number of the argument behind this one; none where there is none.
+const fn later(shifted: u64) -> u64 {
+    match shifted & 15 {
+        NO_ARGUMENT => NO_ARGUMENT,
+        number => number + 1,
     }
 }
 
@@ -436,7 +462,7 @@ mod tests {
     #[test]
     fn a_cookie_tells_where_a_block_is() {
         for (register, offset) in [(0, 0), (4, 0xff8), (15, BlockPlace::MAX_OFFSET)] {
-            for (is_read, pools_are_large) in [(false, true), (true, false)] {
+            for (is_read, pools_are_large) in [(false, true), (true, false), (true, true)] {
                 let place = BlockPlace { register, offset, is_read, pools_are_large };
                 let cookie = Cookie::new(Function::PymallocPush, u16::MAX).with_block(place);
                 assert_eq!(cookie.block(), place);
@@ -445,5 +471,29 @@ mod tests {
                 assert!(!cookie.has_end() && !cookie.moves_break());
             }
         }
+    }
+    #[test]
+    fn a_context_moves_all_arguments_by_one() {
+        let told = |function| {
+            let (plain, moved) = (Cookie::new(function, 513), Cookie::new(function, 513).with_context());
+            assert_eq!((plain.old_argument(), moved.old_argument()), (0, 1));
+            assert_eq!((moved.function(), moved.target()), (function as u8, 513));
+            assert_eq!(
+                (moved.has_old(), moved.has_end()),
+                (plain.has_old(), plain.has_end()),
+                "{function:?}"
+            );
+            assert!(!moved.is_mapping() && !moved.out_pointer() && !moved.moves_break() && !moved.in_place());
+            (moved.size_argument(), moved.count_argument())
+        };
+        assert_eq!(told(Function::PyObjectMalloc), (Some(1), None));
+        assert_eq!(told(Function::PyObjectCalloc), (Some(2), Some(1)));
+        assert_eq!(told(Function::PyObjectRealloc), (Some(2), None));
+        assert_eq!(told(Function::PyObjectFree), (None, None));
+        // A place of a block is told beside it.
+        let place = BlockPlace { register: 15, offset: 0xfff, is_read: true, pools_are_large: true };
+        let both = Cookie::new(Function::PyObjectFree, 7).with_context().with_block(place);
+        assert_eq!((both.old_argument(), both.block()), (1, place));
+        assert_eq!(Cookie::new(Function::PyObjectFree, 7).with_block(place).old_argument(), 0);
     }
 }

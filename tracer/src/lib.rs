@@ -24,6 +24,7 @@ pub mod probes;
 pub mod unwind;
 
 pub mod heap;
+pub mod redirect;
 
 pub mod collect;
 pub mod ledger;

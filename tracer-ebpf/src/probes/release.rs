@@ -36,11 +36,11 @@ pub fn release(context: ProbeContext) -> u32 {
 /// Sends the free; tells whether the return matters.
 #[inline(always)]
 fn enter(context: &ProbeContext) -> bool {
-    let addr = argument(context, 0);
+    let cookie = cookie(context);
+    let addr = argument(context, cookie.old_argument());
     if addr == 0 {
         return false;
     }
-    let cookie = cookie(context);
     let sp = thread::registers(context.regs).sp;
     if cookie.has_end() {
         if thread::begin(context, cookie, sp, addr).is_none() {

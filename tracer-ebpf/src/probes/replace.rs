@@ -40,7 +40,7 @@ pub fn replace(context: ProbeContext) -> u32 {
 fn enter(context: &ProbeContext) -> bool {
     let cookie = cookie(context);
     let registers = thread::registers(context.regs);
-    let old_addr = argument(context, 0);
+    let old_addr = argument(context, cookie.old_argument());
     let Some(state) = thread::begin(context, cookie, registers.sp, old_addr) else { return false };
     state.size_bytes = size_bytes(context, cookie);
     state.old_addr = old_addr;

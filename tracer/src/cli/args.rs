@@ -78,6 +78,16 @@ pub struct TraceArgs {
     /// Trace every call, whatever it costs the target (today the only mode, and the default)
     #[arg(long)]
     pub exact: bool,
+    /// Write to the memory of the target, to see calls of CPython's allocators that cannot be seen otherwise
+    ///
+    /// WRITES TO THE TARGET: 8 pointers of 8 bytes each, in CPython's two tables of allocator functions, come to lead
+    /// to the second instruction of the functions that they lead to anyhow, so that no inlined copy of these is
+    /// taken and probes on them see every call. The pointers are restored at the end, by a process of its own that
+    /// does so too when memtrace is killed; one that the program has changed meanwhile is left alone. Used in place
+    /// of the read-only way, which memtrace takes where it can. Needs a CPython built for CET, as those of Debian
+    /// from 13 and Ubuntu are, with pymalloc and no hook on it, else memtrace refuses and writes nothing. Only with -p
+    #[arg(long)]
+    pub redirect_allocators: bool,
     /// What to print, where to write
     #[command(flatten)]
     pub output: OutputArgs,

@@ -36,6 +36,8 @@ pub struct TracePlan {
     pub limits: SizeLimits,
     /// Domains asked for; `None` = all that the target has.
     pub domains: Option<Vec<Domain>>,
+    /// Write to CPython's allocator tables.
+    pub redirects_allocators: bool,
     /// What to print, where to write.
     pub output: OutputPlan,
     /// Where to write the recording.
@@ -99,6 +101,7 @@ impl TracePlan {
         if limits.min_bytes > limits.max_bytes {
             return Err(Failure::usage("--min-size is larger than --max-size"));
         }
+        refuse_redirecting(&args)?;
         let ring_bytes = args.ring_size.map(ring_bytes).transpose()?;
         Ok(Self {
             subject: if args.target_command.is_empty() {
@@ -111,6 +114,7 @@ impl TracePlan {
             interval: args.interval,
             limits,
             domains: (!args.domains.is_empty()).then_some(args.domains),
+            redirects_allocators: args.redirect_allocators,
             output: OutputPlan::new(args.output, files)?,
             recording,
             ready_fd: args.ready_fd,
@@ -155,6 +159,23 @@ impl OutputPlan {
             force: args.force,
         })
     }
+}
+
+/// Tables can be written to in a process whose CPython has set them up, and are restored in one that is known.
+fn refuse_redirecting(args: &TraceArgs) -> Result<(), Failure> {
+    let is_pymalloc = |domain: &Domain| matches!(domain, Domain::PyMem | Domain::PyObject);
+    let reason = if !args.redirect_allocators {
+        return Ok(());
+    } else if !args.target_command.is_empty() {
+        "redirects a process that runs already: start the command, and give its process id by -p"
+    } else if args.children {
+        "does not go with --children"
+    } else if !args.domains.is_empty() && !args.domains.iter().any(is_pymalloc) {
+        "is for the domains py-mem and py-object, which --domains leaves out"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(format!("--redirect-allocators {reason}")))
 }
 
 fn ring_bytes(asked: u64) -> Result<u32, Failure> {

@@ -4,14 +4,12 @@
 //! Where the tables lie is told by the code of the exported functions that call through them, and what they hold
 //! when nobody has changed them by the file.
 
-use std::collections::HashMap;
 use std::fmt;
 
 use tracer_common::memory::ReadMemory as _;
 
 use super::interpreter::{HeapUnknown, Interpreter};
-use crate::target::elf::{Elf, ElfError};
-use crate::target::slots::Slot;
+use crate::target::slots::InitialWords;
 use crate::target::{ProcessMemory, pymalloc};
 
 /// The exported functions that tell where the tables are.
@@ -130,13 +128,11 @@ impl PythonAllocators {
             *vaddr = entry.wrapping_sub(8);
         }
         let [raw, mem, object] = vaddrs;
-        let contents = Contents::of(&interpreter.elf)?;
+        let words = InitialWords::of(&interpreter.elf)?;
         let at = |functions: [u64; 4]| functions.map(|vaddr| interpreter.at(vaddr));
         let defaults = Defaults {
-            raw: at(contents.innermost(raw).ok_or_else(|| interpreter.lacks("the table of allocators"))?),
-            object: at(contents
-                .innermost(object)
-                .ok_or_else(|| interpreter.lacks("the table of allocators"))?),
+            raw: at(innermost(&words, raw).ok_or_else(|| interpreter.lacks("the table of allocators"))?),
+            object: at(innermost(&words, object).ok_or_else(|| interpreter.lacks("the table of allocators"))?),
         };
         let read = |vaddr| {
             let table = Table::read(memory, interpreter.at(vaddr))
@@ -198,42 +194,18 @@ fn allocator(
     }
 }
 
-/// What a file's variables hold when it has been loaded, in addresses of the file.
-struct Contents<'a> {
-    elf: &'a Elf,
-    /// What the loader puts there.
-    relocated: HashMap<u64, u64>,
-}
-
-impl<'a> Contents<'a> {
-    fn of(elf: &'a Elf) -> Result<Self, ElfError> {
-        let own = |(slot, value)| match value {
-            Slot::Here(vaddr) => Some((slot, vaddr)),
-            Slot::Elsewhere(_) => None,
-        };
-        Ok(Self { elf, relocated: elf.slots()?.into_iter().filter_map(own).collect() })
-    }
-
-    fn word(&self, vaddr: u64) -> Option<u64> {
-        if let Some(word) = self.relocated.get(&vaddr) {
-            return Some(*word);
+/// The functions of a table, or those under the debug hooks that some builds have from the start.
+fn innermost(words: &InitialWords<'_>, table_vaddr: u64) -> Option<[u64; 4]> {
+    let mut vaddr = table_vaddr;
+    for _ in 0..MAX_HOOKS {
+        let context = words.word(vaddr)?;
+        if context == 0 {
+            break;
         }
-        Some(u64::from_le_bytes(*self.elf.bytes_at_vaddr(vaddr, 8)?.first_chunk()?))
+        vaddr = context.wrapping_add(8);
     }
-
-    /// The functions of a table, or those under the debug hooks that some builds have from the start.
-    fn innermost(&self, table_vaddr: u64) -> Option<[u64; 4]> {
-        let mut vaddr = table_vaddr;
-        for _ in 0..MAX_HOOKS {
-            let context = self.word(vaddr)?;
-            if context == 0 {
-                break;
-            }
-            vaddr = context.wrapping_add(8);
-        }
-        let word = |index: u64| self.word(vaddr.wrapping_add(8 * index)).filter(|word| *word != 0);
-        Some([word(1)?, word(2)?, word(3)?, word(4)?])
-    }
+    let word = |index: u64| words.word(vaddr.wrapping_add(8 * index)).filter(|word| *word != 0);
+    Some([word(1)?, word(2)?, word(3)?, word(4)?])
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tracer_common::event::{
     ReplaceEndRecord,
 };
 use tracer_common::lost;
-use tracer_common::probe::{Domain, Function};
+use tracer_common::probe::{Action, Domain, Function};
 
 use crate::model::Event;
 use mapped::{MappedBlocks, Span};
@@ -263,6 +263,9 @@ impl Ledger {
         }
         let entered = self.limits.admit(size_bytes).then(|| {
             let row = self.rows.allocated(stack, domain, size_bytes);
+            if is_in_pool(header.function) {
+                self.rows.held(row);
+            }
             Block {
                 size_bytes,
                 time_ns,
@@ -377,6 +380,11 @@ impl Ledger {
 
 fn domain(function: u8) -> Domain {
     Function::from_number(function).map_or(Domain::Malloc, Function::domain)
+}
+
+/// Whether a block was seen where it left its pool, of which the size is known by the pool.
+fn is_in_pool(function: u8) -> bool {
+    Function::from_number(function).is_some_and(|function| function.action() == Action::TakeFromPool)
 }
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub struct StackTotals {
     pub unsure_count: u64,
     /// Their bytes, without parts that were freed.
     pub unsure_bytes: u64,
+    /// Whether the bytes are those of the blocks that the allocator gave, not what was asked for.
+    pub is_held: bool,
 }
 
 /// All rows of a target.
@@ -79,6 +81,7 @@ impl Rows {
                 free_bytes: 0,
                 unsure_count: 0,
                 unsure_bytes: 0,
+                is_held: false,
             });
             // Rows are distinct stacks, of which the kernel side holds 65,536 at most per session.
             RowId((self.totals.len() - 1) as u32)
@@ -87,6 +90,11 @@ impl Rows {
         totals.alloc_count += 1;
         totals.alloc_bytes += size_bytes;
         row
+    }
+
+    /// Enters that the probe knows blocks by what the allocator gave.
+    pub fn held(&mut self, row: RowId) {
+        self.totals[row.index()].is_held = true;
     }
 
     /// Enters the free of a whole block, or of the last part of one.

@@ -46,10 +46,12 @@ pub enum AttachError {
 
 /// Where the probe on `site` goes, which begins a function.
 pub fn placement(site: &ProbeSite) -> Placement {
-    place(&site.code, site.vaddr, arguments_read(site.function), KernelNops::SingleByte)
+    let read = arguments_read(site.function);
+    let arguments = if site.takes_context { 1..read + 1 } else { 0..read };
+    place(&site.code, site.vaddr, arguments, KernelNops::SingleByte)
 }
 
-/// Number of leading argument registers that the programs read at a probe on `function`.
+/// Number of leading arguments that the programs read at a probe on `function`, behind a context.
 fn arguments_read(function: Function) -> u8 {
     match function.action() {
         Action::Allocate { size, count, .. } | Action::Resize { size, count } => {
@@ -132,6 +134,7 @@ impl Links {
                 continue;
             }
             let cookie = Cookie::new(site.function, attachee.index);
+            let cookie = if site.takes_context { cookie.with_context() } else { cookie };
             let probe = match site.block {
                 None => {
                     let offset = site.file_offset + u64::from(placement(site).offset);

@@ -18,6 +18,7 @@
 //! (`branch_setup_xol_ops`, `push_setup_xol_ops`, `is_prefix_bad`).
 
 use std::fmt;
+use std::ops::Range;
 
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
@@ -156,9 +157,10 @@ impl fmt::Display for Placement {
 /// Chooses the site in a function.
 ///
 /// `code` holds the function's bytes: all of them where its size is known, else as many as may belong to
-/// it. `code_addr` is the address of the first. The probe reads the first `arguments` integer arguments.
-pub fn place(code: &[u8], code_addr: u64, arguments: u8, nops: KernelNops) -> Placement {
-    match first_emulated(code, code_addr, arguments, nops) {
+/// it. `code_addr` is the address of the first. The probe reads the integer arguments with the numbers in
+/// `arguments`.
+pub fn place(code: &[u8], code_addr: u64, arguments: Range<u8>, nops: KernelNops) -> Placement {
+    match first_emulated(code, code_addr, &arguments, nops) {
         Ok((0, instruction)) => Placement { offset: 0, why: Reason::EntryEmulated(instruction) },
         Ok((offset, instruction)) => match way_around(code, code_addr, offset) {
             None => Placement { offset, why: Reason::Emulated(instruction) },
@@ -172,7 +174,7 @@ pub fn place(code: &[u8], code_addr: u64, arguments: u8, nops: KernelNops) -> Pl
 fn first_emulated(
     code: &[u8],
     code_addr: u64,
-    arguments: u8,
+    arguments: &Range<u8>,
     nops: KernelNops,
 ) -> Result<(u32, Emulated), Obstacle> {
     let mut decoder = Decoder::with_ip(64, code, code_addr, DecoderOptions::NONE);
@@ -210,8 +212,8 @@ fn first_emulated(
             if full == Register::RSP {
                 return Err(Obstacle::StackPointerMoved { offset });
             }
-            let read = ARGUMENT_REGISTERS.iter().take(arguments.into());
-            if let Some(argument) = read.zip(0..).find_map(|(read, at)| (*read == full).then_some(at)) {
+            let mut read = ARGUMENT_REGISTERS.iter().zip(0..).filter(|(_, at)| arguments.contains(at));
+            if let Some(argument) = read.find_map(|(read, at)| (*read == full).then_some(at)) {
                 return Err(Obstacle::ArgumentOverwritten { argument, offset });
             }
         }

@@ -3,7 +3,7 @@
 //! Over the same time, blocks taken less blocks put back is the change in the number of blocks in use. What does
 //! not balance was missed.
 
-use tracer_common::probe::Function;
+use tracer_common::probe::{Action, Function};
 
 use crate::model::Event;
 
@@ -21,12 +21,23 @@ pub struct Count {
 /// The balance of one target.
 #[derive(Clone, Debug)]
 pub struct Balance {
+    told: Told,
     start: Count,
     end: Option<Count>,
     taken: u64,
     put_back: u64,
     /// Events while the pools were read: the counts may have them or not.
     uncertain: u64,
+}
+
+/// What tells of blocks that are taken and put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Where they leave and enter their pools. The count is that of the pools.
+    InPools,
+    /// The functions behind CPython's tables. The count is that of the pools, and of what pymalloc has from the C
+    /// library: `sys.getallocatedblocks()`.
+    ByFunctions,
 }
 
 /// Shares of what happened that the probes told.
@@ -38,10 +49,25 @@ pub struct Shares {
     pub put_back: f64,
 }
 
+impl Told {
+    const fn counts(self, function: Function) -> bool {
+        match self {
+            Self::InPools => matches!(function.action(), Action::TakeFromPool | Action::PutIntoPool),
+            Self::ByFunctions => matches!(
+                function,
+                Function::PyObjectMalloc
+                    | Function::PyObjectCalloc
+                    | Function::PyObjectRealloc
+                    | Function::PyObjectFree
+            ),
+        }
+    }
+}
+
 impl Balance {
     /// From now on, when every probe is in place.
-    pub fn new(start: Count) -> Self {
-        Self { start, end: None, taken: 0, put_back: 0, uncertain: 0 }
+    pub fn new(told: Told, start: Count) -> Self {
+        Self { told, start, end: None, taken: 0, put_back: 0, uncertain: 0 }
     }
 
     /// What comes until `end` counts. To be called before the events of that time are entered.
@@ -51,21 +77,26 @@ impl Balance {
 
     /// Enters an event.
     pub fn enter(&mut self, event: &Event) {
-        let (header, sum) = match event {
-            Event::Allocate(record) => (&record.header, &mut self.taken),
-            Event::Release(record) => (&record.header, &mut self.put_back),
+        let (header, taken, put_back) = match event {
+            Event::Allocate(record) => (&record.header, 1, 0),
+            Event::Release(record) => (&record.header, 0, 1),
+            Event::ReplaceEnd(record) if record.released_addr != 0 => {
+                (&record.header, u64::from(record.addr != 0), 1)
+            }
             _ => return,
         };
-        let in_pool = matches!(
-            Function::from_number(header.function),
-            Some(Function::PymallocPop | Function::PymallocFresh | Function::PymallocPush)
-        );
+        let counts =
+            Function::from_number(header.function).is_some_and(|function| self.told.counts(function));
         let time_ns = header.time_ns;
         let end_ns = self.end.map_or(u64::MAX, |end| end.ended_ns);
-        if !in_pool || time_ns <= self.start.began_ns || time_ns > end_ns {
+        if !counts || time_ns <= self.start.began_ns || time_ns > end_ns {
             return;
         }
-        *sum += 1;
+        self.taken += taken;
+        self.put_back += put_back;
+        if taken == put_back {
+            return;
+        }
         let in_end = self.end.is_some_and(|end| time_ns > end.began_ns);
         self.uncertain += u64::from(in_end || time_ns <= self.start.ended_ns);
     }
@@ -91,7 +122,7 @@ impl Balance {
 
 #[cfg(test)]
 mod tests {
-    use tracer_common::event::{AllocateRecord, Header, ReleaseRecord};
+    use tracer_common::event::{AllocateRecord, Header, ReleaseRecord, ReplaceEndRecord};
 
     use super::*;
 
@@ -111,7 +142,7 @@ mod tests {
     }
 
     fn shares(gained: i64, taken: u64, put_back: u64, missed_frees: u64) -> (f64, f64) {
-        let mut balance = Balance::new(count(1_000, 5, 10));
+        let mut balance = Balance::new(Told::InPools, count(1_000, 5, 10));
         let pops = events(Function::PymallocPop, 100..100 + taken);
         let pushes = events(Function::PymallocPush, 100..100 + put_back);
         pops.iter().chain(&pushes).for_each(|event| balance.enter(event));
@@ -137,7 +168,7 @@ mod tests {
     #[test]
     fn what_happens_while_pools_are_read_is_no_error() {
         let of = |used_at_end| {
-            let mut balance = Balance::new(count(100, 10, 20));
+            let mut balance = Balance::new(Told::InPools, count(100, 10, 20));
             for event in events(Function::PymallocPop, [9, 10, 15, 30, 31, 1_000].into_iter()) {
                 balance.enter(&event);
             }
@@ -155,10 +186,28 @@ mod tests {
 
     #[test]
     fn only_pools_count() {
-        let mut balance = Balance::new(count(0, 0, 0));
+        let mut balance = Balance::new(Told::InPools, count(0, 0, 0));
         for function in [Function::Malloc, Function::Free, Function::PymallocFresh, Function::PymallocPush] {
             events(function, 1..11).iter().for_each(|event| balance.enter(event));
         }
         assert_eq!((balance.taken, balance.put_back), (10, 10));
+    }
+
+    #[test]
+    fn functions_count_where_they_tell() {
+        let mut balance = Balance::new(Told::ByFunctions, count(0, 0, 0));
+        let functions =
+            [Function::Malloc, Function::PyMemRawMalloc, Function::PymallocPop, Function::PymallocPush];
+        for function in functions.into_iter().chain([Function::PyObjectMalloc, Function::PyObjectCalloc]) {
+            events(function, 1..11).iter().for_each(|event| balance.enter(event));
+        }
+        let replaced = |addr, released_addr| {
+            let header =
+                Header { function: Function::PyObjectRealloc as u8, time_ns: 20, ..Header::default() };
+            Event::ReplaceEnd(ReplaceEndRecord { header, addr, released_addr, ..ReplaceEndRecord::default() })
+        };
+        // Moved, freed by a size of none, failed.
+        [replaced(16, 8), replaced(0, 16), replaced(0, 0)].iter().for_each(|event| balance.enter(event));
+        assert_eq!((balance.taken, balance.put_back), (21, 2));
     }
 }

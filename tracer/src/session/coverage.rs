@@ -16,7 +16,7 @@ pub fn domains(asked: Option<&[Domain]>, traced: &[Traced]) -> Vec<Domain> {
         traced.iter().any(|traced| {
             let mut functions = traced.target.sites.iter().filter(|site| site.block.is_none());
             // A probe in the pools sees the blocks of both.
-            (traced.traces_pools() && is_pymalloc(domain))
+            (is_balanced(traced) && is_pymalloc(domain))
                 || functions.any(|site| site.function.domain() == domain)
         })
     };
@@ -37,15 +37,14 @@ pub fn coverage(asked: Option<&[Domain]>, traced: &[Traced]) -> BTreeMap<String,
     let domains = domains(asked, traced);
     let mut coverage: BTreeMap<String, Coverage> =
         domains.iter().map(|domain| (domain.name().to_owned(), of(Some(1.0), "functions"))).collect();
-    if traced.iter().any(Traced::traces_pools) {
-        let pools = pools(traced);
+    if traced.iter().any(is_balanced) {
+        let measured = measured(traced);
         for domain in domains.iter().filter(|domain| is_pymalloc(**domain)) {
-            coverage.insert(domain.name().to_owned(), pools.clone());
+            coverage.insert(domain.name().to_owned(), measured.clone());
         }
     }
     let is_unseen = |traced: &Traced| {
-        let has_hidden =
-            || traced.target.cpython.as_ref().is_some_and(|cpython| cpython.unseen_calls().is_some());
+        let has_hidden = || traced.target.unseen_calls().is_some();
         // The kernel has no links for so many probes.
         has_hidden() || (traced.target.has_pool_sites() && !traced.traces_pools())
     };
@@ -66,10 +65,15 @@ pub fn coverage(asked: Option<&[Domain]>, traced: &[Traced]) -> BTreeMap<String,
     coverage
 }
 
+/// Whether what its probes tell of pymalloc can be held against pymalloc's own counts.
+fn is_balanced(traced: &Traced) -> bool {
+    traced.traces_pools() || traced.target.is_redirected()
+}
+
 /// What the pools' own counts say, of the target of which most was missed. Not known of one that ended by itself,
 /// and where blocks of some sizes only are traced.
-fn pools(traced: &[Traced]) -> Coverage {
-    let with_pools = || traced.iter().filter(|traced| traced.traces_pools());
+fn measured(traced: &[Traced]) -> Coverage {
+    let with_pools = || traced.iter().filter(|traced| is_balanced(traced));
     let of = |share, how: &str| Coverage { alloc_share: share, free_share: share, how: how.to_owned() };
     if with_pools().any(|traced| traced.pool_use == PoolUse::Mimalloc) {
         return of(Some(0.0), "mimalloc");
@@ -88,6 +92,6 @@ fn pools(traced: &[Traced]) -> Coverage {
     Coverage {
         alloc_share: least(|shares| shares.taken),
         free_share: least(|shares| shares.put_back),
-        how: "sites".to_owned(),
+        how: if traced.iter().any(Traced::traces_pools) { "sites" } else { "redirected" }.to_owned(),
     }
 }

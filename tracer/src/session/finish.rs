@@ -82,6 +82,7 @@ impl Live<'_> {
         // While frees are still seen.
         self.verify();
         let ended_ns = self.stop();
+        self.restore_redirected();
         // Links of one probe each go at about ten a second: the report need not wait for that.
         for traced in &mut self.traced {
             self.detacher.detach(std::mem::take(&mut traced.links));

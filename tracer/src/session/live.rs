@@ -28,6 +28,7 @@ use crate::model::{Event, Mode};
 use crate::probes::hooks::{Part, Purpose};
 use crate::probes::kernel::{Kernel, KernelLimits};
 use crate::recording::{RecordingHeader, Settings};
+use crate::redirect::Redirection;
 use crate::target::Target;
 use crate::trace::Trace;
 
@@ -39,6 +40,8 @@ pub(super) const GRACE: Duration = Duration::from_millis(2);
 
 /// A trace under way.
 pub struct Live<'a> {
+    /// The tables that are written to. First, since they are restored before the probes go.
+    pub(super) redirection: Option<Redirection>,
     pub(super) plan: &'a TracePlan,
     pub(super) kernel: Kernel,
     collector: Collector,
@@ -93,6 +96,7 @@ impl<'a> Live<'a> {
             .and_then(|ring| Collector::new(ring).context("watch the ring buffer"))?;
         let log = if log::log_enabled!(log::Level::Debug) { ebpf_log(&mut kernel) } else { None };
         Ok(Self {
+            redirection: None,
             plan,
             kernel,
             collector,
@@ -159,8 +163,7 @@ impl<'a> Live<'a> {
     }
 
     fn note_inlined(&mut self, traced: &Traced) {
-        let inlined = traced.target.cpython.as_ref().is_some_and(|cpython| cpython.unseen_calls().is_some());
-        if inlined && self.plan.domains.is_none() {
+        if traced.target.unseen_calls().is_some() && self.plan.domains.is_none() {
             self.notes.push(
                 "this build of CPython has pymalloc inlined: requests above 512 bytes show as malloc, \
                  smaller ones only as the arenas that they fill (mmap)"
@@ -351,10 +354,12 @@ impl<'a> Live<'a> {
     pub(super) fn exec(&mut self, index: usize) {
         let Some(traced) = self.traced.get_mut(index) else { return };
         traced.has_called_exec = self.started_unix_ms != 0;
+        let note = traced.end_redirection();
         match traced.exec(&mut self.kernel, &mut self.shared, self.plan.domains.as_deref()) {
             Ok(notes) => notes.into_iter().for_each(|note| self.note(note)),
             Err(error) => self.fail(error),
         }
+        note.into_iter().for_each(|note| self.note(note));
         self.record_mappings(index);
     }
 

@@ -12,6 +12,7 @@ mod live;
 mod modules;
 mod own_pages;
 mod recorder;
+mod redirected;
 mod sizes;
 mod stop;
 mod traced;
@@ -28,6 +29,7 @@ use crate::cli::plan::{Subject, TracePlan};
 use crate::exit::{Code, Failure};
 use crate::launch::{Ended, LaunchError, LaunchEvent, Launched, StopReason, follow, launch};
 use crate::preflight;
+use crate::redirect::{RedirectError, Redirection};
 use crate::target::{InlinedPolicy, Process, Target};
 use live::Live;
 use stop::Stop;
@@ -59,6 +61,7 @@ fn ready() -> Result<(), Failure> {
 /// Asking for the domains by name means to have what their probes see, be it part of the calls only.
 fn inlined_policy(plan: &TracePlan) -> InlinedPolicy {
     match &plan.domains {
+        _ if plan.redirects_allocators => InlinedPolicy::Redirect,
         Some(domains) if domains.iter().any(|domain| matches!(domain, Domain::PyMem | Domain::PyObject)) => {
             InlinedPolicy::Probe
         }
@@ -107,6 +110,12 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
             }
         }
     }
+    // Before there is a probe that the process which restores would hold.
+    let redirection = if plan.redirects_allocators {
+        Some(Redirection::prepare(&targets).map_err(redirect_failure)?)
+    } else {
+        None
+    };
     live::raise_file_limit();
     let mut counted = sizes::count_calls(plan, &targets);
     let shared = Shared::default();
@@ -120,6 +129,9 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
         if tgids.contains(&tgid) { added? } else { live.tell(tgid, added) }
     }
     live.detacher.detach(counted);
+    if let Some(redirection) = redirection {
+        live.redirect(redirection).map_err(redirect_failure)?;
+    }
     live.begin()?;
     stop.after(plan.duration);
     match &mut family {
@@ -134,6 +146,11 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
         }
     }
     Ok(live.finish()?.unwrap_or(ExitCode::SUCCESS))
+}
+
+fn redirect_failure(error: RedirectError) -> Failure {
+    let hint = error.hint();
+    Failure::not_ready(error, hint)
 }
 
 fn follow_failure(error: LaunchError) -> Failure {

@@ -30,6 +30,9 @@ const RING_BYTES: (u64, u64) = (32 << 20, 256 << 20);
 /// The ring takes no more than this share of the memory that is available.
 const SHARE_OF_MEMORY: u64 = 16;
 
+/// Calls per second that are expected where redirecting will show those that cannot be counted before.
+const REDIRECTED_PER_SECOND: u64 = 500_000;
+
 /// Bounds of the map of distinct stacks. An entry that there is takes about a kilobyte.
 const STACKS: (u64, u64) = (1 << 16, 1 << 20);
 
@@ -109,7 +112,8 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
 
 /// The sizes for `targets`; none are known yet where a command is to be started.
 pub fn limits(plan: &TracePlan, targets: &[Target], counted: Option<&Counted>) -> KernelLimits {
-    let per_second = counted.map_or(0, |counted| counted.per_second);
+    let least = if plan.redirects_allocators { REDIRECTED_PER_SECOND } else { 0 };
+    let per_second = counted.map_or(0, |counted| counted.per_second).max(least);
     let threads = targets.iter().map(|target| thread_count(target.process.tgid)).sum();
     KernelLimits {
         ring_bytes: plan.ring_bytes.unwrap_or_else(|| ring_bytes(per_second, available_bytes())),

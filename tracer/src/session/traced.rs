@@ -40,14 +40,16 @@ pub fn probed_sites(target: &Target, domains: Option<&[Domain]>) -> Vec<ProbeSit
     let Some(domains) = domains else { return target.sites.clone() };
     let is_python = |domain: &Domain| matches!(domain, Domain::PyRaw | Domain::PyMem | Domain::PyObject);
     let by_sites = target.has_pool_sites();
-    let needs_malloc = by_sites && domains.iter().any(is_python);
+    let behind_tables = target.is_redirected();
+    let needs_malloc =
+        (by_sites && domains.iter().any(is_python)) || (behind_tables && domains.contains(&Domain::PyRaw));
     // Which of the two a block in a pool is of, its probe cannot tell.
     let in_pools = |domain: Domain| domain == Domain::PyObject && domains.contains(&Domain::PyMem);
     let is_probed = |site: &&ProbeSite| {
         let domain = site.function.domain();
         domains.contains(&domain)
             || (needs_malloc && domain == Domain::Malloc)
-            || (by_sites && in_pools(domain))
+            || ((by_sites || behind_tables) && in_pools(domain))
     };
     target.sites.iter().filter(is_probed).cloned().collect()
 }
@@ -86,6 +88,8 @@ pub struct Traced {
     pub pool_use: PoolUse,
     /// Whether it is traced what leaves and enters the pools of pymalloc.
     pub(super) traces_pools: bool,
+    /// Whether pointers to pymalloc are written to, so that its functions see every call.
+    pub(super) is_redirected: bool,
     /// What the kernel side was told of the process.
     entry: Option<TargetEntry>,
 }
@@ -111,6 +115,7 @@ impl Traced {
             balance: None,
             pool_use: PoolUse::default(),
             traces_pools: false,
+            is_redirected: false,
             entry: None,
         }
     }

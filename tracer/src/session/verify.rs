@@ -9,7 +9,7 @@ use std::thread;
 use tracer_common::event::{ContentRecord, Header, Kind};
 use tracer_common::probe::Domain;
 
-use super::balance::{Balance, Count};
+use super::balance::{Balance, Count, Told};
 use super::live::{GRACE, Live, now_ns};
 use super::traced::Traced;
 use crate::heap::glibc::{self, GlibcHeap};
@@ -117,7 +117,8 @@ impl Live<'_> {
         // Of blocks that are left out only the end is told.
         if self.plan.limits == SizeLimits::ALL {
             for traced in &mut self.traced {
-                traced.balance = traced.count_pool_blocks().map(Balance::new);
+                let told = if traced.is_redirected { Told::ByFunctions } else { Told::InPools };
+                traced.balance = traced.count_blocks().map(|count| Balance::new(told, count));
             }
         }
         if self.traced.iter().any(|traced| traced.pool_use == PoolUse::Mimalloc) {
@@ -141,7 +142,7 @@ impl Live<'_> {
         let Some(traced) = self.traced.get_mut(index).filter(|traced| traced.can_be_verified()) else {
             return;
         };
-        if let Some(count) = traced.count_pool_blocks()
+        if let Some(count) = traced.count_blocks()
             && let Some(balance) = &mut traced.balance
         {
             balance.end(count);
@@ -162,11 +163,13 @@ impl Traced {
         self.is_trace() && !self.has_ended
     }
 
-    /// Blocks in use in the pools, where those are traced.
-    fn count_pool_blocks(&mut self) -> Option<Count> {
-        if !self.traces_pools() {
+    /// Blocks in use in the pools, where those are traced, and with them those that pymalloc has from the C library
+    /// where the functions that give both are.
+    fn count_blocks(&mut self) -> Option<Count> {
+        if !self.traces_pools() && !self.is_redirected {
             return None;
         }
+        let is_redirected = self.is_redirected;
         let memory = ProcessMemory::open(self.target.process.tgid).ok()?;
         self.pool_use = self.heaps.pool_use(&self.target, &memory);
         if self.pool_use != PoolUse::Pymalloc {
@@ -174,7 +177,10 @@ impl Traced {
         }
         let heap = known(PymallocHeap::of(self.heaps.interpreter(&self.target)?, &memory))?;
         let began_ns = now_ns();
-        let used = heap.used_blocks(&memory)?;
+        let mut used = heap.used_blocks(&memory)?;
+        if is_redirected {
+            used += heap.raw_blocks(&memory)?;
+        }
         Some(Count { used, began_ns, ended_ns: now_ns() })
     }
 
@@ -183,8 +189,8 @@ impl Traced {
         let Ok(memory) = ProcessMemory::open(self.target.process.tgid) else { return Vec::new() };
         let (mut in_pools, mut in_heap) = (Vec::new(), Vec::new());
         for (addr, size_bytes, domain, _) in self.trace.ledger.heap_blocks() {
-            if domain == Domain::PyObject && self.traces_pools {
-                in_pools.push(addr);
+            if domain == Domain::PyObject && (self.traces_pools || self.is_redirected) {
+                in_pools.push((addr, size_bytes));
             } else {
                 in_heap.push((addr, size_bytes));
             }
@@ -212,7 +218,7 @@ impl Traced {
                 });
             }
         }
-        if self.traces_pools
+        if (self.traces_pools || self.is_redirected)
             && let Some(interpreter) = self.heaps.interpreter(&self.target)
         {
             look_into_python(interpreter, &memory, &in_pools, &in_heap, &mut findings);
@@ -226,7 +232,7 @@ impl Traced {
 fn look_into_python(
     interpreter: &Interpreter,
     memory: &ProcessMemory,
-    in_pools: &[u64],
+    in_pools: &[(u64, u64)],
     large: &[(u64, u64)],
     findings: &mut Findings<'_>,
 ) {
@@ -235,7 +241,9 @@ fn look_into_python(
     let pools = pools.unwrap_or(Pools::NONE);
     let mut reader = known(ObjectReader::new(interpreter, memory));
     let mut others = HashSet::new();
-    pools.look_up(memory, in_pools, |_, block| match (block.state, &mut reader) {
+    let addrs: Vec<u64> = in_pools.iter().map(|(addr, _)| *addr).collect();
+    let mut large = large.to_vec();
+    pools.look_up(memory, &addrs, |index, block| match (block.state, &mut reader) {
         (BlockState::Free, _) => findings.free(block.addr),
         (BlockState::Live, Some(reader)) => {
             match content(reader.read(memory, block.addr, block.bytes), interpreter.minor) {
@@ -243,10 +251,12 @@ fn look_into_python(
                 None => _ = others.insert(block.addr),
             }
         }
+        // Asked of pymalloc's functions, and too large for it.
+        (BlockState::NotPymalloc, _) => large.push(in_pools[index]),
         _ => {}
     });
     let Some(mut reader) = reader else { return };
-    each_start(memory, large, |addr, bytes| {
+    each_start(memory, &large, |addr, bytes| {
         match content(reader.read(memory, addr, bytes), interpreter.minor) {
             Some(content) => findings.enter(addr, content),
             None => _ = others.insert(addr),

@@ -104,7 +104,7 @@ pub(super) fn rows<'a>(
             }
             let draft = entry.or_default();
             draft.stack = stack;
-            draft.is_held |= totals.domain == Domain::PyObject;
+            draft.is_held |= totals.is_held;
             add(draft);
         };
         let gone = Sum { count: totals.free_count, bytes: totals.free_bytes };

@@ -17,6 +17,9 @@ pub enum InlinedPolicy {
     LeaveOut,
     /// Probe what can be probed: the user asked for the domain by name.
     Probe,
+    /// Probe the functions that CPython's tables point to, in its own text: the user wants the tables to be written
+    /// to, so that every call passes these. Where that cannot be, as [`InlinedPolicy::LeaveOut`].
+    Redirect,
 }
 
 /// A place to probe.
@@ -43,6 +46,8 @@ pub struct ProbeSite {
     pub ret_offsets: Vec<u64>,
     /// For an instruction in the midst of pymalloc, where the address of the block is.
     pub block: Option<BlockPlace>,
+    /// Whether a context comes before the arguments that the function is known by.
+    pub takes_context: bool,
 }
 
 /// A module that the target maps now, in the order of the addresses.
@@ -72,7 +77,7 @@ pub(super) fn choose(
         chosen.name_allocators(candidate);
     }
     for function in Function::ALL.iter().copied() {
-        if is_python(function) && cpython.is_none_or(|cpython| is_seen_otherwise(function, cpython)) {
+        if is_python(function) && cpython.is_none_or(|cpython| is_seen_otherwise(function, cpython, policy)) {
             continue;
         }
         match unseen(function, cpython, policy) {
@@ -83,17 +88,21 @@ pub(super) fn choose(
     for candidate in candidates {
         chosen.add_jumps(candidate);
     }
-    if let Some(cpython) = cpython {
-        chosen.add_pool_sites(cpython);
+    match cpython {
+        Some(CPython { module, redirect: Ok(tables), .. }) if policy == InlinedPolicy::Redirect => {
+            chosen.sites.extend(tables.functions.iter().map(|function| function.site(*module)));
+        }
+        Some(cpython) => chosen.add_pool_sites(cpython),
+        None => {}
     }
     chosen
 }
 
 /// Whether calls of a function of `cpython` are seen without a probe on it. What leaves pymalloc's pools is
-/// seen there, and what is passed on to the C library's allocator, there.
-fn is_seen_otherwise(function: Function, cpython: &CPython) -> bool {
+/// seen there, and what is passed on to the C library's allocator, there; so it is with what the tables lead to.
+fn is_seen_otherwise(function: Function, cpython: &CPython, policy: InlinedPolicy) -> bool {
     let is_of_pool = matches!(function.action(), Action::TakeFromPool | Action::PutIntoPool);
-    let has_sites = matches!(cpython.pymalloc, Pymalloc::Sites(_));
+    let has_sites = matches!(cpython.pymalloc, Pymalloc::Sites(_)) || cpython.is_redirected(policy);
     is_of_pool || has_sites && !matches!(function, Function::PyMemRawMalloc | Function::PyMemRawCalloc)
 }
 
@@ -188,6 +197,7 @@ impl Chosen {
                 code: Vec::new(),
                 ret_offsets: Vec::new(),
                 block: Some(site.block),
+                takes_context: false,
             }
         }));
     }
@@ -226,6 +236,7 @@ impl Chosen {
             code: found.code.clone(),
             ret_offsets,
             block: None,
+            takes_context: false,
         });
         Ok(())
     }
@@ -239,7 +250,7 @@ fn is_python(function: Function) -> bool {
 fn unseen(function: Function, cpython: Option<&CPython>, policy: InlinedPolicy) -> Option<String> {
     let by_pymalloc = matches!(function.domain(), Domain::PyMem | Domain::PyObject);
     // The raw domain is malloc itself: a call that its probes miss is seen there.
-    if policy == InlinedPolicy::LeaveOut && by_pymalloc { cpython?.unseen_calls() } else { None }
+    if policy != InlinedPolicy::Probe && by_pymalloc { cpython?.unseen_calls() } else { None }
 }
 
 /// Whether a function is looked for everywhere: those behind are of some allocators only.
@@ -290,7 +301,7 @@ fn not_found(function: Function, candidates: &[Candidate<'_>], libc: Option<&str
 mod tests {
     use super::super::cpython::PythonVersion;
     use super::super::elf::Symbol;
-    use super::super::pymalloc::Pymalloc;
+    use super::super::pymalloc::{CannotRedirect, Pymalloc, RedirectTables, TableFunction};
     use super::super::python::PythonUnknown;
     use super::*;
 
@@ -426,6 +437,7 @@ mod tests {
             stripped: true,
             free_threaded: Some(false),
             pymalloc: Pymalloc::Inlined { load_sites: 168 },
+            redirect: Err(CannotRedirect::NoTables),
             allocator_code: Vec::new(),
             file: Err(PythonUnknown::NoVersion),
         };
@@ -436,6 +448,24 @@ mod tests {
         assert_eq!(why_missing(&left_out, Function::PyMemRawFree), "this CPython has no PyMem_RawFree");
         let all = [(Function::PyMemRawMalloc, 0), (Function::PyMemMalloc, 0), (Function::PyObjectMalloc, 0)];
         assert_eq!(places(&chosen(&modules, Some(&cpython), InlinedPolicy::Probe)), all);
+        let not_redirected = chosen(&modules, Some(&cpython), InlinedPolicy::Redirect);
+        assert_eq!(places(&not_redirected), [(Function::PyMemRawMalloc, 0)]);
+        assert!(why_missing(&not_redirected, Function::PyObjectMalloc).contains("168 places"));
+        let functions = [Function::PyObjectMalloc, Function::PyObjectFree].map(|function| TableFunction {
+            function,
+            vaddr: 0x40,
+            file_offset: 0x40,
+            size: 16,
+            code: vec![0xf3, 0x0f, 0x1e, 0xfa, 0xc3],
+        });
+        cpython.redirect = Ok(RedirectTables { functions: functions.into(), pointers: Vec::new() });
+        let redirected = chosen(&modules, Some(&cpython), InlinedPolicy::Redirect);
+        let behind = [Function::PyMemRawMalloc, Function::PyObjectMalloc, Function::PyObjectFree];
+        assert_eq!(places(&redirected), behind.map(|function| (function, 0)));
+        assert!(!redirected.sites[0].takes_context && redirected.sites[1].takes_context);
+        assert_eq!((redirected.sites[1].file_offset, &redirected.sites[1].code[..]), (0x44, &[0xc3][..]));
+        assert!(!redirected.missing.iter().any(|(function, _)| *function == Function::PyObjectMalloc));
+        assert_eq!(places(&chosen(&modules, Some(&cpython), InlinedPolicy::LeaveOut)), places(&left_out));
         cpython.pymalloc = Pymalloc::Functions;
         assert_eq!(places(&chosen(&modules, Some(&cpython), InlinedPolicy::LeaveOut)), all);
     }

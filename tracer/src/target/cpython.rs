@@ -3,9 +3,10 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::allocators::InlinedPolicy;
 use super::code::constants;
 use super::elf::{Elf, ElfError, Symbol, SymbolKind};
-use super::pymalloc::{self, Event, OwnCode, Pymalloc};
+use super::pymalloc::{self, CannotRedirect, Event, OwnCode, Pymalloc, RedirectTables};
 use super::python::{PythonFile, PythonUnknown};
 
 /// Start of `_PyRuntime` since 3.13: `_Py_DebugOffsets`, 8 bytes of cookie, the version as
@@ -59,6 +60,8 @@ pub struct CPython {
     pub free_threaded: Option<bool>,
     /// How its requests to pymalloc can be seen.
     pub pymalloc: Pymalloc,
+    /// How its calls of pymalloc could be made to pass functions that can be probed; why not.
+    pub redirect: Result<RedirectTables, CannotRedirect>,
     /// Its allocators' own functions, by offsets in the module's file.
     pub allocator_code: OwnCode,
     /// What its frames are walked by; why they cannot be.
@@ -104,6 +107,7 @@ impl CPython {
             stripped: elf.is_stripped(),
             free_threaded,
             pymalloc: found.pymalloc,
+            redirect: found.redirect,
             allocator_code: found.own_code,
             file: PythonFile::find(elf, symbols, version, free_threaded)?,
         }))
@@ -118,6 +122,11 @@ impl CPython {
             has(Event::Fresh) && !has(Event::Pop)
         });
         makers.cloned().collect()
+    }
+
+    /// Whether calls of pymalloc are to be seen behind its tables.
+    pub(super) fn is_redirected(&self, policy: InlinedPolicy) -> bool {
+        policy == InlinedPolicy::Redirect && self.redirect.is_ok()
     }
 
     /// Why probes on the `PyMem_*` and `PyObject_*` functions would mislead; `None` when they do not.

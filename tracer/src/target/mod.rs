@@ -177,7 +177,18 @@ impl Target {
 
     /// Whether blocks of pymalloc are seen where they leave and enter their pools.
     pub fn has_pool_sites(&self) -> bool {
-        self.cpython.as_ref().is_some_and(|cpython| matches!(cpython.pymalloc, Pymalloc::Sites(_)))
+        let has_sites = |cpython: &CPython| matches!(cpython.pymalloc, Pymalloc::Sites(_));
+        self.cpython.as_ref().is_some_and(has_sites) && !self.is_redirected()
+    }
+
+    /// Whether calls of pymalloc are seen behind CPython's tables, once these are written to.
+    pub fn is_redirected(&self) -> bool {
+        self.cpython.as_ref().is_some_and(|cpython| cpython.is_redirected(self.policy))
+    }
+
+    /// Why probes do not see the calls of pymalloc; `None` when they do, or there is none.
+    pub fn unseen_calls(&self) -> Option<String> {
+        self.cpython.as_ref().filter(|_| !self.is_redirected())?.unseen_calls()
     }
 
     /// What calls of the program's allocators will not be seen although there are some, and why.

@@ -1,5 +1,7 @@
 //! What the loader writes into the slots of a file's global offset table.
 
+use std::collections::HashMap;
+
 use object::LittleEndian;
 use object::elf;
 use object::read::elf::{Rela, Sym};
@@ -13,6 +15,32 @@ pub enum Slot {
     Here(u64),
     /// The address of a symbol of another file.
     Elsewhere(String),
+}
+
+/// What a file's variables hold when it has been loaded, in addresses of the file.
+pub struct InitialWords<'a> {
+    elf: &'a Elf,
+    /// What the loader puts there.
+    slots: HashMap<u64, Slot>,
+}
+
+impl<'a> InitialWords<'a> {
+    /// Reads what the loader will write.
+    ///
+    /// # Errors
+    /// When a table lies outside the file.
+    pub fn of(elf: &'a Elf) -> Result<Self, ElfError> {
+        Ok(Self { elf, slots: elf.slots()?.into_iter().collect() })
+    }
+
+    /// The word at an address. `None` for an address in another file, and where the file has no bytes.
+    pub fn word(&self, vaddr: u64) -> Option<u64> {
+        match self.slots.get(&vaddr) {
+            Some(Slot::Here(value)) => Some(*value),
+            Some(Slot::Elsewhere(_)) => None,
+            None => Some(u64::from_le_bytes(*self.elf.bytes_at_vaddr(vaddr, 8)?.first_chunk()?)),
+        }
+    }
 }
 
 impl Elf {

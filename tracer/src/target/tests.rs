@@ -1,6 +1,7 @@
 //! Against real processes, built with `cc` where they must offer something particular.
 
 mod allocators;
+mod redirect;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -3,7 +3,7 @@
 use super::*;
 
 fn at(code: &[u8], arguments: u8) -> Placement {
-    place(code, 0x40_1000, arguments, KernelNops::SingleByte)
+    place(code, 0x40_1000, 0..arguments, KernelNops::SingleByte)
 }
 
 fn found(offset: u32, instruction: Emulated) -> Placement {
@@ -111,6 +111,15 @@ fn functions_of_cpython() {
 }
 
 #[test]
+fn an_argument_that_is_not_read_may_be_overwritten() {
+    // xor edi, edi; test rsi, rsi; je
+    let code = [0x31, 0xff, 0x48, 0x85, 0xf6, 0x74, 0x10];
+    let of = |arguments| place(&code, 0, arguments, KernelNops::SingleByte);
+    assert_eq!(of(1..2), found(5, Emulated::ConditionalJump));
+    assert_eq!(of(0..2), fallback(Obstacle::ArgumentOverwritten { argument: 0, offset: 0 }));
+}
+
+#[test]
 fn endbr64_is_passed_over() {
     let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55]; // endbr64; push rbp
     assert_eq!(at(&code, 6), found(4, Emulated::Push));
@@ -156,7 +165,7 @@ fn a_jump_table_may_lead_anywhere() {
 #[test]
 fn nops_count_as_far_as_the_kernel_emulates_them() {
     let both =
-        |code: &[u8]| [KernelNops::SingleByte, KernelNops::MultiByte].map(|nops| place(code, 0, 1, nops));
+        |code: &[u8]| [KernelNops::SingleByte, KernelNops::MultiByte].map(|nops| place(code, 0, 0..1, nops));
     let (nop, push) = (found(0, Emulated::Nop), |offset| found(offset, Emulated::Push));
     assert_eq!(both(&[0x90, 0x55]), [nop, nop]);
     assert_eq!(both(&[0x66, 0x90, 0x55]), [push(2), nop]);

@@ -2,6 +2,7 @@
 
 mod guards;
 mod own_code;
+mod redirect;
 mod sites;
 
 use std::ops::Range;
@@ -11,8 +12,10 @@ use tracer_common::probe::{BlockPlace, Domain};
 use super::cpython::PythonVersion;
 use super::elf::{Elf, ElfError, Symbol};
 use super::extents::Extents;
+use super::slots::InitialWords;
 
 pub use guards::table_of;
+pub use redirect::{CannotRedirect, RedirectTables, TableFunction, TablePointer};
 pub use sites::Event;
 
 /// How the requests to pymalloc can be seen.
@@ -51,6 +54,8 @@ pub type OwnCode = Vec<(Range<u64>, Option<Domain>)>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub pymalloc: Pymalloc,
+    /// How calls could be made to pass functions that can be probed; why not.
+    pub redirect: Result<RedirectTables, CannotRedirect>,
     /// The allocator's own functions, by offsets in the file.
     pub own_code: OwnCode,
 }
@@ -91,8 +96,14 @@ pub(super) fn examine(
             guards::examine(elf, tables.clone())?
         }
     };
+    let words = InitialWords::of(elf)?;
+    let redirect = if is_free_threaded {
+        Err(CannotRedirect::FreeThreaded)
+    } else {
+        redirect::find(elf, &extents, &words, allocators)?
+    };
     let entries = tables.unwrap_or_default();
-    own_code.extend(own_code::functions(elf, &extents, allocators, &entries)?);
+    own_code.extend(own_code::functions(elf, &extents, &words, allocators, &entries));
     let in_file = |(code, domain): &(Range<u64>, Option<Domain>)| {
         let start = elf.file_offset(code.start)?;
         Some((start..start.checked_add(code.end.checked_sub(code.start)?)?, *domain))
@@ -101,7 +112,7 @@ pub(super) fn examine(
     // An exported function may be in a table too: its domain is kept.
     own_code.sort_unstable_by_key(|(code, domain)| (code.start, code.end, domain.is_none()));
     own_code.dedup_by_key(|(code, _)| code.clone());
-    Ok(Found { pymalloc, own_code })
+    Ok(Found { pymalloc, redirect, own_code })
 }
 
 fn pool_sites(elf: &Elf, extents: &Extents<'_>, pools_are_large: bool) -> Result<Vec<PoolSite>, ElfError> {

@@ -1,17 +1,16 @@
 //! The functions that CPython's allocators are made of: a stack that begins in them was not taken by their
 //! caller's line yet.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, OpKind};
 
 use super::OwnCode;
 use super::guards::Entry;
-use crate::target::elf::{Elf, ElfError, Symbol};
+use crate::target::elf::{Elf, Symbol};
 use crate::target::extents::Extents;
 use crate::target::names::function_of;
-use crate::target::slots::Slot;
+use crate::target::slots::InitialWords;
 
 /// Words of a `PyMemAllocatorEx` behind its context: malloc, calloc, realloc, free.
 const TABLE_FUNCTIONS: u64 = 4;
@@ -21,28 +20,20 @@ const MAX_PARTS: usize = 8;
 
 /// The exported functions `allocators` with their domains, and those that the tables with the malloc entries
 /// `entries` point to before a program begins, each with its parts that lie apart.
-///
-/// # Errors
-/// When a table lies outside the file.
 pub(super) fn functions(
     elf: &Elf,
     extents: &Extents<'_>,
+    words: &InitialWords<'_>,
     allocators: &[&Symbol],
     entries: &[Entry],
-) -> Result<OwnCode, ElfError> {
-    let slots: HashMap<u64, Slot> = elf.slots()?.into_iter().collect();
-    let in_table = |addr: u64| match slots.get(&addr) {
-        Some(Slot::Here(vaddr)) => Some(*vaddr),
-        Some(Slot::Elsewhere(_)) => None,
-        None => Some(u64::from_le_bytes(elf.bytes_at_vaddr(addr, 8)?.try_into().ok()?)),
-    };
-    let words =
+) -> OwnCode {
+    let in_tables =
         entries.iter().flat_map(|entry| (0..TABLE_FUNCTIONS).map(|index| entry.addr.wrapping_add(index * 8)));
     let exported = allocators.iter().map(|symbol| {
         let domain = function_of(&symbol.name).map(|function| function.domain());
         (symbol.vaddr, domain)
     });
-    let starts = exported.chain(words.filter_map(in_table).map(|start| (start, None)));
+    let starts = exported.chain(in_tables.filter_map(|addr| words.word(addr)).map(|start| (start, None)));
     let mut found = Vec::new();
     for (start, domain) in starts {
         let Some(function) = extents.around(start).filter(|found| found.start == start) else { continue };
@@ -58,7 +49,7 @@ pub(super) fn functions(
         }
         found.extend(parts.into_iter().map(|part| (part, domain)));
     }
-    Ok(found)
+    found
 }
 
 /// What a function goes on in: where a conditional jump leads, or another jump to no beginning.
