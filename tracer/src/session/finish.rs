@@ -79,9 +79,9 @@ impl Live<'_> {
     /// # Errors
     /// When a report or the recording cannot be written.
     pub fn finish(&mut self) -> Result<Option<ExitCode>, Failure> {
+        let ended_ns = self.stop();
         // While frees are still seen.
         self.verify();
-        let ended_ns = self.stop();
         self.restore_redirected();
         // Links of one probe each go at about ten a second: the report need not wait for that.
         for traced in &mut self.traced {

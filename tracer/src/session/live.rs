@@ -1,5 +1,6 @@
 //! The live trace: records out of the ring, into the books.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -38,6 +39,9 @@ const FLUSH_PERIOD: Duration = Duration::from_secs(1);
 /// Between the end of a trace and the last look at the ring.
 pub(super) const GRACE: Duration = Duration::from_millis(2);
 
+/// Stands for every block of a target in [`Live::later`]: another program runs.
+pub(super) const EVERYTHING: u64 = u64::MAX;
+
 /// A trace under way.
 pub struct Live<'a> {
     /// The tables that are written to. First, since they are restored before the probes go.
@@ -55,6 +59,8 @@ pub struct Live<'a> {
     pub(super) started_unix_ms: u64,
     /// Records stamped later are not entered.
     stop_ns: u64,
+    /// Blocks that such records were about: target, address.
+    pub(super) later: HashSet<(u16, u64)>,
     /// The first thing that failed on the way. The trace goes on, and says so at the end.
     pub(super) failed: Option<Failure>,
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
@@ -109,6 +115,7 @@ impl<'a> Live<'a> {
             started_ns: now_ns(),
             started_unix_ms: 0,
             stop_ns: u64::MAX,
+            later: HashSet::new(),
             failed: None,
             log,
             detacher: Detacher::default(),
@@ -318,6 +325,7 @@ impl<'a> Live<'a> {
         let mut is_fresh = vec![false; self.traced.len()];
         for stamped in records {
             if stamped.time_ns > self.stop_ns {
+                self.notice_later(&stamped.record);
                 continue;
             }
             let Some(mut event) = self.decoder.decode(&stamped.record) else { continue };
@@ -348,6 +356,26 @@ impl<'a> Live<'a> {
             if self.traced.get_mut(index).is_some_and(|traced| traced.apply(&event)) {
                 self.record(|recorder| recorder.event(&record));
             }
+        }
+    }
+
+    /// What comes after the end is not entered. But blocks that it is about are not what they were at the end.
+    fn notice_later(&mut self, record: &[u8]) {
+        let Some(event) = self.decoder.decode(record) else { return };
+        let target = event.header().target;
+        let addrs = match &event {
+            Event::Allocate(record) => [record.addr, 0],
+            Event::Release(record) => [record.addr, 0],
+            Event::ReplaceBegin(record) => [record.addr, 0],
+            Event::ReplaceEnd(record) => [record.addr, record.released_addr],
+            Event::Exec(_) => [EVERYTHING, 0],
+            _ => return,
+        };
+        self.later.extend(addrs.map(|addr| (target, addr)));
+        if let Some(balance) =
+            self.traced.get_mut(usize::from(target)).and_then(|traced| traced.balance.as_mut())
+        {
+            balance.enter(&event);
         }
     }
 

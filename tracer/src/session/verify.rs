@@ -10,7 +10,7 @@ use tracer_common::event::{ContentRecord, Header, Kind};
 use tracer_common::probe::Domain;
 
 use super::balance::{Balance, Count, Told};
-use super::live::{GRACE, Live, now_ns};
+use super::live::{EVERYTHING, GRACE, Live, now_ns};
 use super::traced::Traced;
 use crate::heap::glibc::{self, GlibcHeap};
 use crate::heap::objects::{self, Part};
@@ -147,10 +147,14 @@ impl Live<'_> {
         {
             balance.end(count);
         }
-        let found = traced.look_into_blocks();
+        let number = traced.index;
+        let mut found = traced.look_into_blocks();
         // What was stamped by then has its record in the ring as soon as its thread has run on.
         thread::sleep(GRACE);
         self.take_records();
+        let is_other = |addr: u64| self.later.contains(&(number, addr));
+        let has_called_exec = is_other(EVERYTHING);
+        found.retain(|record| !has_called_exec && !is_other(record.addr));
         for record in &found {
             self.traced[index].apply(&Event::Content(*record));
         }
