@@ -6,6 +6,9 @@
  *
  *   target    ready <address of the table> <its slots> <threads>
  *   test      plan                 blocks in each state that malloc knows
+ *   test      foreign              somebody else moves the program break, and writes there what malloc never would
+ *   test      blocked              the program break cannot be moved any more
+ *   test      many                 6,000 blocks of 4 KiB in the first thread, and 27,000 in another, of which a third is freed
  *   test      churn <n>            n calls by each of the threads, at random
  *   test      run                  the threads go on by themselves, until told to
  *   test      rest
@@ -17,6 +20,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "handshake.h"
 
@@ -141,6 +145,32 @@ static void plan(void) {
     release(allocate(2 << 20, 0));
 }
 
+static void many(size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        void *block = allocate(4000 + i % 64, 0);
+        if (i % 3 == 0) {
+            release(block);
+        }
+    }
+}
+
+static void foreign(void) {
+    uintptr_t *mine = sbrk(3 * 4096 + 104);
+    if (mine == (void *)-1) {
+        _exit(118);
+    }
+    for (size_t i = 0; i < (3 * 4096 + 104) / sizeof *mine; i++) {
+        mine[i] = i % 5 ? (uintptr_t)&mine[i] : 0x31;
+    }
+}
+
+static void blocked(void) {
+    uintptr_t end = ((uintptr_t)sbrk(0) + 4095) & ~4095ul;
+    if (mmap((void *)end, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED) {
+        _exit(119);
+    }
+}
+
 static uint64_t next(uint64_t *state) {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -190,6 +220,9 @@ static void *work(void *argument) {
     int thread = (int)(intptr_t)argument;
     long steps;
     while (read(threads[thread].go[0], &steps, sizeof steps) == sizeof steps) {
+        if (steps == 0 && thread == 0) {
+            many(27000);
+        }
         while (steps < 0 ? running : steps-- > 0) {
             step(thread);
         }
@@ -236,6 +269,18 @@ static void serve(void) {
             snprintf(line, sizeof line, "%lu %u %u\n", (unsigned long)(uintptr_t)table, SLOTS, THREADS);
         } else if (strcmp(command, "plan") == 0) {
             plan();
+            strcpy(line, "done\n");
+        } else if (strcmp(command, "foreign") == 0) {
+            foreign();
+            many(1000);
+            strcpy(line, "done\n");
+        } else if (strcmp(command, "blocked") == 0) {
+            blocked();
+            strcpy(line, "done\n");
+        } else if (strcmp(command, "many") == 0) {
+            many(6000);
+            tell_threads(0);
+            await_threads();
             strcpy(line, "done\n");
         } else if (strncmp(command, "churn ", 6) == 0) {
             tell_threads(atol(command + 6));

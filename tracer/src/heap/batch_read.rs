@@ -55,6 +55,23 @@ impl BatchReader {
         words
     }
 
+    /// Reads `len` bytes at each of `addrs` and gives those that can be read, with their place in `addrs`.
+    pub fn each(&self, addrs: &[u64], len: usize, mut give: impl FnMut(usize, &[u8])) {
+        let mut buffer = vec![0; len * MOST_RANGES.min(addrs.len())];
+        let mut next = 0;
+        while next < addrs.len() {
+            let at_once = &addrs[next..addrs.len().min(next + MOST_RANGES)];
+            let local = [libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: len * at_once.len() }];
+            let ranges: Vec<libc::iovec> = at_once.iter().map(|addr| range(*addr, len)).collect();
+            let whole = self.readv(&local, &ranges).unwrap_or(0) / len;
+            for (index, bytes) in buffer.chunks_exact(len).take(whole).enumerate() {
+                give(next + index, bytes);
+            }
+            // The one that stopped it is left out.
+            next += if whole == at_once.len() { whole } else { whole + 1 };
+        }
+    }
+
     /// Reads `spans` into `buffer` and gives the words of the first addresses of `order`, which they cover.
     fn read_spans(
         &self,
@@ -214,6 +231,21 @@ mod tests {
             libc::munmap(addr as *mut _, page);
             libc::munmap(behind as *mut _, page);
         }
+    }
+
+    #[test]
+    fn blocks_are_read_but_for_those_that_are_not_there() {
+        let memory: Vec<u8> = (0..4096u32).flat_map(u32::to_le_bytes).collect();
+        let addr = memory.as_ptr() as u64;
+        let addrs: Vec<u64> =
+            (0..2000).map(|index| if index % 700 == 3 { 8 } else { addr + index * 8 }).collect();
+        let mut read = Vec::new();
+        own().each(&addrs, 16, |index, bytes| {
+            assert_eq!(bytes, &memory[index * 8..index * 8 + 16]);
+            read.push(index);
+        });
+        let expected: Vec<usize> = (0..2000).filter(|index| index % 700 != 3).collect();
+        assert_eq!(read, expected);
     }
 
     #[test]

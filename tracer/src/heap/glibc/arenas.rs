@@ -11,9 +11,6 @@ use super::layout::{
 use super::locate::ring;
 use crate::heap::residency::{PAGE_BYTES, Residency};
 
-/// What malloc takes at least where the program break cannot grow (`MMAP_AS_MORECORE_SIZE`).
-const LEAST_SEPARATE_BYTES: u64 = 1 << 20;
-
 /// Most heaps of one arena.
 const MOST_HEAPS: usize = 1 << 16;
 
@@ -71,7 +68,7 @@ impl GlibcHeap {
             .collect();
         if let (Some(main), Some(residency)) = (arenas.first(), residency) {
             let missing = main.system_bytes.saturating_sub(main.known_bytes());
-            if missing >= LEAST_SEPARATE_BYTES {
+            if missing >= PAGE_BYTES {
                 let taken: Vec<Range<u64>> = arenas
                     .iter()
                     .flat_map(|arena| &arena.regions)
@@ -181,7 +178,6 @@ impl GlibcHeap {
                 let open = region(range.end);
                 if let Some(end) = self.end_of_chunks(&open, top_addr, residency)
                     && (end - page).is_multiple_of(PAGE_BYTES)
-                    && end - page >= LEAST_SEPARATE_BYTES
                 {
                     found_bytes += end - page;
                     behind = end;

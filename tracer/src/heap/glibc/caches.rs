@@ -1,6 +1,7 @@
 //! Free blocks that are still marked as in use: in the threads' caches (`tcache`) and in fast bins.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use super::GlibcHeap;
 use super::arenas::{Arena, block_of};
@@ -34,7 +35,7 @@ pub struct Cached {
     pub torn_sizes: HashSet<u64>,
     /// Lists of blocks of several sizes changed.
     pub is_torn_above: Option<u64>,
-    /// The caches that were found: addresses of the structures.
+    /// The caches that were found, but for empty ones: addresses of the structures.
     pub caches: Vec<u64>,
 }
 
@@ -66,13 +67,20 @@ impl GlibcHeap {
             .is_some_and(|cache| (cache.chunk_bytes..cache.chunk_bytes + MIN_CHUNK_BYTES).contains(&size))
     }
 
-    /// Reads the lists of those of `candidates` that are caches, and the fast bins.
-    pub(super) fn cached(&self, candidates: &[u64], arenas: &[Arena]) -> Cached {
+    /// Reads the lists of those of `candidates` that are caches, and the fast bins. `private` is private memory.
+    pub(super) fn cached(&self, candidates: &[u64], arenas: &[Arena], private: &[Range<u64>]) -> Cached {
         let mut cached = Cached::default();
         if let Some(layout) = &self.layout.cache {
             let blocks_per_list = self.blocks_per_list();
-            for block in candidates {
-                self.add_cache(*block, layout, blocks_per_list, &mut cached);
+            // A program may have millions of blocks of this size: most are told from caches at a glance.
+            let mut likely = Vec::new();
+            self.memory.each(candidates, (layout.entries + layout.lists * 8) as usize, |index, bytes| {
+                if has_lists(&bytes[layout.entries as usize..], private) {
+                    likely.push(candidates[index]);
+                }
+            });
+            for block in likely {
+                self.add_cache(block, layout, blocks_per_list, &mut cached);
             }
         }
         if let Some(fast_bins) = self.layout.arena.fast_bins {
@@ -185,6 +193,21 @@ impl GlibcHeap {
             }
         }
     }
+}
+
+/// Whether these words could be the heads of lists, some of them not empty.
+fn has_lists(heads: &[u8], private: &[Range<u64>]) -> bool {
+    let heads = heads.chunks_exact(8).map(|head| head.try_into().map_or(0, u64::from_le_bytes));
+    let mut is_empty = true;
+    for head in heads.filter(|head| *head != 0) {
+        is_empty = false;
+        let behind = private.partition_point(|range| range.end <= head);
+        let is_there = private.get(behind).is_some_and(|range| range.contains(&head));
+        if head % ALIGNMENT != 0 || !is_there {
+            return false;
+        }
+    }
+    !is_empty
 }
 
 /// Size of the chunks in a list of small ones.

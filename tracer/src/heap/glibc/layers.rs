@@ -109,7 +109,7 @@ impl GlibcHeap {
                 layers
             })
             .collect();
-        let cached = self.cached(&candidates, &arenas);
+        let cached = self.cached(&candidates, &arenas, &private);
         move_cached(&mut layers, &arenas, &cached, residency);
         let taken: Vec<Range<u64>> = layers.iter().flat_map(|arena| arena.memory.iter().cloned()).collect();
         let mapped = self.mapped_chunks(&private, &taken, residency);

@@ -99,7 +99,7 @@ impl<'a> Look<'a> {
         }
         caches.sort_unstable();
         caches.dedup();
-        let cached = self.heap.cached(&caches, &self.arenas);
+        let cached = self.heap.cached(&caches, &self.arenas, &self.private);
         for (block, state) in blocks.iter().zip(&mut states).filter(|(_, state)| **state == BlockState::Live)
         {
             let size = sizes.get(block).copied().unwrap_or(0);

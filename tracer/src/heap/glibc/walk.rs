@@ -75,9 +75,10 @@ impl Head {
             && end.is_some_and(|end| end <= region.chunks.end)
     }
 
-    /// One of the two chunks without content at the end of a heap.
+    /// One of the two chunks without content at the end of a heap. The first one may follow a free chunk.
     fn is_fence(self) -> bool {
-        matches!(self.size(), 0 | HEADER_BYTES) && self.is_prev_in_use() && self.0 & IS_MMAPPED == 0
+        let flags_fit = self.0 & IS_MMAPPED == 0;
+        flags_fit && (self.size() == HEADER_BYTES || (self.size() == 0 && self.is_prev_in_use()))
     }
 }
 
@@ -86,14 +87,16 @@ struct Window<'a> {
     memory: BatchReader,
     residency: &'a Residency,
     addr: u64,
-    bytes: Vec<u8>,
+    bytes: Box<[u8]>,
+    /// So many of them.
+    len: usize,
     /// How often it was filled.
     fills: u64,
 }
 
 impl<'a> Window<'a> {
     fn new(memory: BatchReader, residency: &'a Residency) -> Self {
-        Self { memory, residency, addr: 0, bytes: Vec::new(), fills: 0 }
+        Self { memory, residency, addr: 0, bytes: vec![0; WINDOW_BYTES].into(), len: 0, fills: 0 }
     }
 
     /// The head of the chunk at `addr`, with what follows it in the window.
@@ -108,7 +111,7 @@ impl<'a> Window<'a> {
 
     fn held(&self, at: u64) -> Option<Head> {
         let offset = usize::try_from(at.checked_sub(self.addr)?).ok()?;
-        let bytes = self.bytes.get(offset..offset.checked_add(8)?)?;
+        let bytes = self.bytes[..self.len].get(offset..offset.checked_add(8)?)?;
         bytes.try_into().ok().map(|bytes| Head(u64::from_le_bytes(bytes)))
     }
 
@@ -122,13 +125,12 @@ impl<'a> Window<'a> {
         }
         self.addr = addr;
         self.fills += 1;
-        self.bytes.resize((end - addr) as usize, 0);
-        let read = self.memory.read(addr, &mut self.bytes).unwrap_or(0);
-        self.bytes.truncate(read);
+        let bytes = self.bytes.len().min((end - addr) as usize);
+        self.len = self.memory.read(addr, &mut self.bytes[..bytes]).unwrap_or(0);
     }
 
     fn forget(&mut self) {
-        self.bytes.clear();
+        self.len = 0;
     }
 }
 
@@ -259,9 +261,16 @@ impl GlibcHeap {
     fn is_proven(&self, region: &Region, start: u64, window: &mut Window<'_>) -> bool {
         let limit = region.chunks.end;
         let mut addr = start;
+        let mut previous_bytes = None;
         for chunks in 0..PROOF_CHUNKS {
             let Some(head) = window.head(addr, limit) else { return false };
             let end = addr.saturating_add(head.size());
+            // Behind a free chunk its size stands once more. Nothing free is before the first one.
+            let is_behind_free = !head.is_prev_in_use();
+            if is_behind_free && window.held(addr).map(|word| word.0) != previous_bytes {
+                return false;
+            }
+            previous_bytes = Some(head.size());
             if head.is_sound(addr, region) && end == limit {
                 return true;
             }
