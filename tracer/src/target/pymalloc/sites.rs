@@ -104,8 +104,10 @@ struct Pool {
     counted: i8,
     /// The head in whose place the one behind it was put.
     popped: Option<Address>,
-    /// The block that was made the head, when it had been linked to the old one.
+    /// The block that was made the head, when the old one had been written into some block.
     pushed: Option<Address>,
+    /// Whether that block is known to be this one.
+    is_linked: bool,
     /// Parts of a new header that were written.
     has_first_block: bool,
     has_free_block: bool,
@@ -337,8 +339,9 @@ impl Reader {
             }
             Some(Value::Head { pool: address, .. }) => {
                 // Some versions count before the look, some behind it.
+                let is_counted = |pool: &Pool| pool.counted < i8::from(pool.is_linked);
                 let pushed =
-                    pool(&|pool| pool.address == address && pool.pushed.is_some() && pool.counted <= 0);
+                    pool(&|pool| pool.address == address && pool.pushed.is_some() && is_counted(pool));
                 pushed.and_then(|pool| {
                     let block =
                         pool.pushed.and_then(|block| self.place_of(block)).filter(|block| !block.is_read);
@@ -478,6 +481,8 @@ impl Reader {
             return;
         }
         match (offset, size) {
+            // A block that was popped before is a head by its origin.
+            (FREE_BLOCK, 8) => self.store_head(instruction, to, value),
             (_, 8) if matches!(value, Some(Value::Head { .. })) => {
                 let at = to.plus(offset as i32);
                 self.first_words.retain(|(known, _)| *known != at);
@@ -490,7 +495,6 @@ impl Reader {
                     self.count(pool, change);
                 }
             }
-            (FREE_BLOCK, 8) => self.store_head(instruction, to, value),
             _ => self.write_header(to, offset, size),
         }
     }
@@ -505,10 +509,13 @@ impl Reader {
             }
             Some(value) => {
                 let block = value.address();
-                let is_linked = self.first_words.iter().any(|(at, word)| {
-                    *at == block && matches!(word, Value::Head { pool, .. } if *pool == to)
-                });
-                self.pool(to).pushed = is_linked.then_some(block);
+                let is_old = |word: &Value| matches!(word, Value::Head { pool, .. } if *pool == to);
+                let mut old = self.first_words.iter().filter(|(_, word)| is_old(word)).peekable();
+                let was_written = old.peek().is_some();
+                let is_linked = old.any(|(at, _)| *at == block);
+                let pool = self.pool(to);
+                pool.pushed = was_written.then_some(block);
+                pool.is_linked = is_linked;
             }
             None => self.pool(to).pushed = None,
         }

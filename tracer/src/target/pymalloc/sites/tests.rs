@@ -108,3 +108,11 @@ fn a_register_that_seemed_to_count_may_hold_a_block_on_another_way() {
     );
     assert_eq!(found(&code), [(Event::Push, 0x17, RBX, 0, false)]);
 }
+
+#[test]
+fn a_block_that_was_popped_is_pushed_again() {
+    // A pop into %rbx, then a push of it.
+    let code = b"\x48\x8b\x58\x08\x83\x00\x01\x48\x8b\x0b\x48\x89\x48\x08\x48\x85\xc9\x74\x7e\
+        \x48\x8b\x4a\x08\x48\x89\x0b\x48\x89\x5a\x08\x8b\x02\x83\xe8\x01\x89\x02\x48\x85\xc9\x74\x7e";
+    assert_eq!(found(code), [(Event::Pop, 0x11, RBX, 0, false), (Event::Push, 0x28, RBX, 0, false)]);
+}
