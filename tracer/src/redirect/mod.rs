@@ -3,7 +3,7 @@
 //!
 //! Each is written by itself, at an address that is a multiple of 8, and old and new value differ in one byte: at every
 //! moment the process finds one of the two, which do the same. Before anything is written a process is forked that
-//! holds the old values and puts them back when memtrace is done or gone: the [`guardian`].
+//! holds the old values and puts them back when memtrace is done or gone: the guardian.
 
 mod copies;
 mod error;
