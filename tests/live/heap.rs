@@ -2,8 +2,11 @@
 
 use memtrace_tests::harness::python::find;
 use memtrace_tests::harness::pythons::{Installed, of_pyenv, of_suite};
-use memtrace_tests::harness::{Frames, Language, Memtrace, Target, as_root, program, rust::rust_program};
+use memtrace_tests::harness::{
+    Frames, Language, Memtrace, Target, as_root, program, program_by, rust::rust_program,
+};
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
@@ -185,6 +188,34 @@ fn a_heap_half_given_back_is_said_to_be_fragmented() {
     }
     assert!(text.stdout.lines().count() <= 40, "one screen:\n{}", text.stdout);
     target.quit();
+}
+
+/// Without a loader, and without symbols.
+#[test]
+fn a_static_program_s_heap_is_found() {
+    let _root = as_root();
+    let arguments = ["-static", "-pthread"].map(OsStr::new);
+    let whole = program_by("cc", "layers", Language::C, "static", &arguments);
+    let stripped =
+        program_by("cc", "layers", Language::C, "stripped", &["-static", "-pthread", "-s"].map(OsStr::new));
+    for path in [whole, stripped] {
+        let mut target = Target::start(&path, &[]);
+        for command in ["blocks 20000", "halve", "large 5", "thread"] {
+            assert_eq!(target.ask_line(command), "done");
+        }
+        let layers = Layers::of(target.pid(), &[]);
+        let info: Vec<u64> = target.ask("info").iter().map(|word| word.parse().unwrap()).collect();
+        let system =
+            layers.rows().iter().filter_map(|row| row["detail"]["system_bytes"].as_u64()).sum::<u64>();
+        assert_eq!(system, info[0], "{path:?}: {layers}");
+        let row = layers.row("malloc", "main arena").expect("a row");
+        let cached = number(&row["detail"]["cached"], "count");
+        // A cache takes seven; start-up code has left some others.
+        assert_eq!(number(&row["detail"]["free"], "count"), 9993, "{row}");
+        assert!((7..20).contains(&cached), "{row}");
+        grown(0, layers.bytes("malloc", "mapped blocks"), 5 * MIB, 64 * KIB);
+        target.quit();
+    }
 }
 
 #[test]

@@ -216,13 +216,18 @@ impl Target {
         })
     }
 
-    /// The mapped file that has glibc's malloc in it. `None` without glibc, also where another C library has it.
+    /// The mapped file that has glibc's malloc in it, or may have: a static program does not tell without symbols.
+    /// `None` where another C library has it.
     pub fn glibc(&self) -> Option<&MappedFile> {
-        let is_glibc = |module: &u32| {
-            let inspected = self.inspected.get(*module as usize).and_then(Option::as_ref);
-            inspected.is_some_and(|found| found.has_glibc() && !found.is_loader)
+        let is = |kind: fn(&Inspected) -> bool| {
+            let is_kind = move |module: &u32| {
+                let inspected = self.inspected.get(*module as usize).and_then(Option::as_ref);
+                inspected.is_some_and(|found| kind(found))
+            };
+            self.mappings.mapped_now().into_iter().find(is_kind)
         };
-        let module = self.mappings.mapped_now().into_iter().find(is_glibc)?;
+        let module = is(|found| found.has_glibc() && !found.is_loader)
+            .or_else(|| is(|found| found.is_static_program() && found.libc.is_none()))?;
         self.mappings.modules().get(module as usize).map(Arc::as_ref)
     }
 

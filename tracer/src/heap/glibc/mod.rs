@@ -92,10 +92,11 @@ impl GlibcHeap {
             }
             best.get_or_insert(found);
         }
-        let libc = || target.libc.clone().unwrap_or_else(|| "glibc".into());
+        let is_glibc = minor.is_some() || target.allocators.iter().any(|name| name == "glibc");
         best.ok_or_else(|| match memory.read(mappings[0].start_addr, &mut [0]) {
             Err(source) => HeapUnknown::Read { tgid, source },
-            Ok(_) => HeapUnknown::NotFound { libc: libc() },
+            Ok(_) if !is_glibc => HeapUnknown::NoGlibc,
+            Ok(_) => HeapUnknown::NotFound { libc: target.libc.clone().unwrap_or_else(|| "glibc".into()) },
         })
     }
 }
