@@ -127,7 +127,8 @@ fn a_busy_program_is_read_as_it_runs() {
                 BlockState::Unknown => unknown += 1,
                 state => panic!("{name}: {} is {state:?}", KINDS[index % KINDS.len()]),
             });
-            assert!(unknown < 100, "{name}: {unknown} unknown");
+            // A pool that is taken from and given back to all the time may stay torn, with all that is in it.
+            assert!(unknown * 10 < kept.len(), "{name}: {unknown} unknown");
             GcState::read(&interpreter, &heap.memory, 1_000_000).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
         println!("{name}: {torn} of {pools_seen} pools torn");
