@@ -223,10 +223,46 @@ fn a_gigabyte_is_looked_at_in_a_second() {
     let _root = as_root();
     let mut target = c_target();
     assert_eq!(target.ask_line("blocks 1000000"), "done");
-    let layers = Layers::of(target.pid(), &[]);
-    assert!(layers.number("rss_bytes") > 1000 * MIB, "{layers}");
-    let took = Duration::from_millis(layers.number("took_ms"));
+    // Others may use the machine: one of some looks is to be fast.
+    let took = (0..5).map(|_| {
+        let layers = Layers::of(target.pid(), &[]);
+        assert!(layers.number("rss_bytes") > 1000 * MIB, "{layers}");
+        Duration::from_millis(layers.number("took_ms"))
+    });
+    let took = took.min().expect("a look");
     assert!(took < Duration::from_secs(1), "{took:?}");
+    target.quit();
+}
+
+/// A page that forked processes share stays shared when it is read, and counts in each.
+#[test]
+fn what_a_fork_shares_stays_shared() {
+    let _root = as_root();
+    let shared = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the target lives");
+        let line = text.lines().find(|line| line.starts_with("Shared_Dirty:")).expect("a field");
+        line.split_ascii_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * KIB
+    };
+    let mut target = c_target();
+    assert_eq!(target.ask_line("blocks 50000"), "done");
+    assert_eq!(target.ask_line("fork"), "done");
+    let before = shared(target.pid());
+    assert!(before > 50 * MIB, "{before}");
+    let layers = Layers::of(target.pid(), &[]);
+    let row = layers.row("malloc", "main arena").expect("a row");
+    grown(50_000 * 1040, number(row, "used_bytes"), 0, 64 * KIB);
+    grown(before, shared(target.pid()), 0, 64 * KIB);
+    target.quit();
+
+    let (mut command, _copy) = Installed::of(&find(false)).command("heap", "layers.py");
+    let mut target = Target::start_command(&mut command);
+    ask(&mut target, "objects 100000");
+    ask(&mut target, "fork");
+    let before = shared(target.pid());
+    assert!(before > 50 * MIB, "{before}");
+    let layers = Layers::of(target.pid(), &["--types"]);
+    assert_eq!(layers.of_type("__main__.Slots").0, 100_000, "{layers}");
+    grown(before, shared(target.pid()), 0, 512 * KIB);
     target.quit();
 }
 

@@ -8,13 +8,16 @@
  *   test      share            a mapping of 8 MiB, shared, written
  *   test      thread           a thread that goes 2 MiB deep into its stack, and has an arena with 1 MiB
  *   test      variables        writes 4 MiB of variables
+ *   test      fork             a process that shares all of this, and waits for its end
  *   test      info             mallinfo2(): arena, hblkhd, uordblks, fordblks
  */
 #include <malloc.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include "handshake.h"
 
@@ -109,6 +112,13 @@ int main(void) {
             }
         } else if (strcmp(command, "variables") == 0) {
             written(variables, sizeof variables);
+        } else if (strcmp(command, "fork") == 0) {
+            if (fork() == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                for (;;) {
+                    pause();
+                }
+            }
         } else if (strcmp(command, "info") == 0) {
             struct mallinfo2 info = mallinfo2();
             snprintf(line, sizeof line, "%zu %zu %zu %zu\n", info.arena, info.hblkhd, info.uordblks, info.fordblks);

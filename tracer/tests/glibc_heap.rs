@@ -70,7 +70,7 @@ impl Running {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let commands = child.stdin.take().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
-        let memory = BatchReader::new(child.id());
+        let memory = BatchReader::open(child.id()).unwrap();
         let mut running = Self { child, commands, answers, memory, table: (0, 0) };
         assert_eq!(running.line(), "ready");
         let table = running.numbers("table");

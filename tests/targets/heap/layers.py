@@ -56,6 +56,14 @@ for line in sys.stdin:
         objects(int(words[1]))
     elif words[0] == "thin":
         thin()
+    elif words[0] == "fork":
+        # The child ends when nobody can write any more.
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        KEPT.append(writer)
     elif words[0] == "uncollectable":
         gc.garbage.extend([1, 2, 3])
     elif words[0] == "gc":

@@ -1,12 +1,12 @@
 //! Many reads of another process's memory at once.
 
 use std::io;
+use std::sync::Arc;
 
-/// Most ranges in one call: `UIO_MAXIOV` of Linux.
-const MOST_RANGES: usize = 1024;
+use crate::target::ProcessMemory;
 
-/// Words nearer to each other than this are read as one range: the kernel's work for a range costs more.
-const WORTHWHILE_GAP_BYTES: u64 = 512;
+/// Words nearer to each other than this are read at once: a call costs more than what lies between.
+const WORTHWHILE_GAP_BYTES: u64 = 2048;
 
 /// Longest range that words are joined to.
 const MOST_JOINED_BYTES: u64 = 1 << 16;
@@ -14,17 +14,17 @@ const MOST_JOINED_BYTES: u64 = 1 << 16;
 /// Bytes of a word.
 const WORD_BYTES: u64 = 8;
 
-/// Reads the memory of a process by `process_vm_readv`. The process runs on meanwhile.
-#[derive(Clone, Copy, Debug)]
-pub struct BatchReader {
-    tgid: libc::pid_t,
-}
+/// Reads the memory of a process, which runs on meanwhile.
+#[derive(Clone, Debug)]
+pub struct BatchReader(Arc<ProcessMemory>);
 
 impl BatchReader {
-    /// A reader of the process `tgid`. Whether it may be read shows at the first read.
-    pub fn new(tgid: u32) -> Self {
-        // No process has a number above `pid_max`, which is far below.
-        Self { tgid: libc::pid_t::try_from(tgid).unwrap_or(libc::pid_t::MAX) }
+    /// Opens the memory of a process.
+    ///
+    /// # Errors
+    /// When it is gone, or may not be looked into.
+    pub fn open(tgid: u32) -> io::Result<Self> {
+        Ok(Self(Arc::new(ProcessMemory::open(tgid)?)))
     }
 
     /// Fills `to` from `addr`; how many bytes could be read.
@@ -32,8 +32,7 @@ impl BatchReader {
     /// # Errors
     /// When not even the first could.
     pub fn read(&self, addr: u64, to: &mut [u8]) -> io::Result<usize> {
-        let local = [libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() }];
-        self.readv(&local, &[range(addr, to.len())])
+        self.0.read_at(addr, to)
     }
 
     /// The words at `addrs`, in their order; `None` for those that cannot be read.
@@ -44,75 +43,32 @@ impl BatchReader {
         }
         let mut words = vec![None; addrs.len()];
         let mut rest = &order[..];
-        let mut buffer = Vec::new();
-        while !rest.is_empty() {
-            let (spans, taken) = joined(rest, addrs);
-            let bytes: usize = spans.iter().map(|span| span.len).sum();
-            buffer.resize(bytes, 0);
-            self.read_spans(&spans, &mut buffer, |index, word| words[index] = Some(word), rest, addrs);
-            rest = &rest[taken..];
+        let mut buffer = vec![0; MOST_JOINED_BYTES as usize];
+        while let Some(first) = rest.first() {
+            let start = addrs[*first as usize];
+            let (taken, len) = joined(rest, addrs);
+            let (now, later) = rest.split_at(taken);
+            let read = self.read(start, &mut buffer[..len]).unwrap_or(0);
+            for index in now {
+                let addr = addrs[*index as usize];
+                let at = (addr - start) as usize;
+                // What lies behind a hole may still be there.
+                words[*index as usize] = match buffer[..read].get(at..at + WORD_BYTES as usize) {
+                    Some(bytes) => bytes.try_into().ok().map(u64::from_le_bytes),
+                    None => self.word(addr),
+                };
+            }
+            rest = later;
         }
         words
     }
 
     /// Reads `len` bytes at each of `addrs` and gives those that can be read, with their place in `addrs`.
     pub fn each(&self, addrs: &[u64], len: usize, mut give: impl FnMut(usize, &[u8])) {
-        let mut buffer = vec![0; len * MOST_RANGES.min(addrs.len())];
-        let mut next = 0;
-        while next < addrs.len() {
-            let at_once = &addrs[next..addrs.len().min(next + MOST_RANGES)];
-            let local = [libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: len * at_once.len() }];
-            let ranges: Vec<libc::iovec> = at_once.iter().map(|addr| range(*addr, len)).collect();
-            let whole = self.readv(&local, &ranges).unwrap_or(0) / len;
-            for (index, bytes) in buffer.chunks_exact(len).take(whole).enumerate() {
-                give(next + index, bytes);
-            }
-            // The one that stopped it is left out.
-            next += if whole == at_once.len() { whole } else { whole + 1 };
-        }
-    }
-
-    /// Reads `spans` into `buffer` and gives the words of the first addresses of `order`, which they cover.
-    fn read_spans(
-        &self,
-        spans: &[Span],
-        buffer: &mut [u8],
-        mut give: impl FnMut(usize, u64),
-        order: &[u32],
-        addrs: &[u64],
-    ) {
-        let mut order = order;
-        let mut next = 0;
-        let mut start = 0;
-        while next < spans.len() {
-            let room = &mut buffer[start..];
-            let local = [libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() }];
-            let ranges: Vec<libc::iovec> =
-                spans[next..].iter().map(|span| range(span.addr, span.len)).collect();
-            let mut read = self.readv(&local, &ranges).unwrap_or(0);
-            while next < spans.len() {
-                let span = &spans[next];
-                let (words, behind) = order.split_at(span.words);
-                let is_whole = read >= span.len;
-                for index in words {
-                    let addr = addrs[*index as usize];
-                    let at = start + (addr - span.addr) as usize;
-                    // What was not read as a part of many may still be there alone.
-                    let word = match buffer.get(at..at + WORD_BYTES as usize) {
-                        Some(bytes) if is_whole => bytes.try_into().ok().map(u64::from_le_bytes),
-                        _ => self.word(addr),
-                    };
-                    if let Some(word) = word {
-                        give(*index as usize, word);
-                    }
-                }
-                order = behind;
-                next += 1;
-                start += span.len;
-                if !is_whole {
-                    break;
-                }
-                read -= span.len;
+        let mut bytes = vec![0; len];
+        for (index, addr) in addrs.iter().enumerate() {
+            if self.read(*addr, &mut bytes).is_ok_and(|read| read == len) {
+                give(index, &bytes);
             }
         }
     }
@@ -122,59 +78,25 @@ impl BatchReader {
         let mut bytes = [0; WORD_BYTES as usize];
         (self.read(addr, &mut bytes).ok()? == bytes.len()).then(|| u64::from_le_bytes(bytes))
     }
-
-    fn readv(&self, local: &[libc::iovec], remote: &[libc::iovec]) -> io::Result<usize> {
-        // SAFETY: `local` names memory that the caller holds by `&mut` during the call. The addresses in `remote`
-        // are another process's, which the kernel checks.
-        let read = unsafe {
-            libc::process_vm_readv(
-                self.tgid,
-                local.as_ptr(),
-                local.len() as libc::c_ulong,
-                remote.as_ptr(),
-                remote.len() as libc::c_ulong,
-                0,
-            )
-        };
-        usize::try_from(read).map_err(|_| io::Error::last_os_error())
-    }
 }
 
-fn range(addr: u64, len: usize) -> libc::iovec {
-    libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len }
-}
-
-/// A range that covers some of the words.
-struct Span {
-    addr: u64,
-    len: usize,
-    words: usize,
-}
-
-/// As many spans as one call takes, over the first addresses of `order`, and how many these are.
-fn joined(order: &[u32], addrs: &[u64]) -> (Vec<Span>, usize) {
-    let mut spans: Vec<Span> = Vec::new();
-    let mut taken = 0;
-    for index in order {
-        let addr = addrs[*index as usize];
-        if let Some(span) = spans.last_mut() {
-            let end = span.addr.saturating_add(span.len as u64);
-            let new_end = addr.saturating_add(WORD_BYTES);
-            let is_near = addr.saturating_sub(end) <= WORTHWHILE_GAP_BYTES;
-            if is_near && new_end.saturating_sub(span.addr) <= MOST_JOINED_BYTES {
-                span.len = span.len.max((new_end - span.addr) as usize);
-                span.words += 1;
-                taken += 1;
-                continue;
-            }
+/// How many of the first addresses of `order` are read at once, and the bytes from the first to the end of the last.
+fn joined(order: &[u32], addrs: &[u64]) -> (usize, usize) {
+    let addr_of = |index: &u32| addrs[*index as usize];
+    let Some(start) = order.first().map(addr_of) else { return (0, 0) };
+    let mut end = start.saturating_add(WORD_BYTES);
+    let mut fits = |index: &&u32| {
+        let addr = addr_of(index);
+        let new_end = addr.saturating_add(WORD_BYTES);
+        let is_near = addr.saturating_sub(end) <= WORTHWHILE_GAP_BYTES;
+        let fits = is_near && new_end - start <= MOST_JOINED_BYTES;
+        if fits {
+            end = end.max(new_end);
         }
-        if spans.len() == MOST_RANGES {
-            break;
-        }
-        spans.push(Span { addr, len: WORD_BYTES as usize, words: 1 });
-        taken += 1;
-    }
-    (spans, taken)
+        fits
+    };
+    let taken = order.iter().take_while(&mut fits).count();
+    (taken, (end - start) as usize)
 }
 
 #[cfg(test)]
@@ -182,7 +104,7 @@ mod tests {
     use super::*;
 
     fn own() -> BatchReader {
-        BatchReader::new(std::process::id())
+        BatchReader::open(std::process::id()).unwrap()
     }
 
     #[test]
@@ -250,8 +172,6 @@ mod tests {
 
     #[test]
     fn nobody_has_no_memory() {
-        let gone = BatchReader::new(u32::MAX);
-        assert!(gone.read(0x1000, &mut [0; 8]).is_err());
-        assert_eq!(gone.words(&[0x1000]), [None]);
+        assert!(BatchReader::open(u32::MAX).is_err());
     }
 }

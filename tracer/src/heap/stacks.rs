@@ -25,7 +25,7 @@ const ATTEMPTS: u32 = 3;
 /// does not say where its stack is.
 pub fn of_threads(
     tgid: u32,
-    memory: BatchReader,
+    memory: &BatchReader,
     mappings: &[Mapping],
     residency: &Residency,
 ) -> Vec<Range<u64>> {
@@ -57,7 +57,7 @@ fn of_syscall(text: &str) -> Option<u64> {
 
 fn stack_of(
     pointer: u64,
-    memory: BatchReader,
+    memory: &BatchReader,
     mappings: &[Mapping],
     residency: &Residency,
     limit_bytes: u64,
@@ -81,7 +81,7 @@ fn stack_of(
 }
 
 /// Address of the first thread's structure in `range`.
-fn thread_structure(range: Range<u64>, memory: BatchReader, residency: &Residency) -> Option<u64> {
+fn thread_structure(range: Range<u64>, memory: &BatchReader, residency: &Residency) -> Option<u64> {
     let first_page = range.start / PAGE_BYTES * PAGE_BYTES;
     let mut page_bytes = vec![0; PAGE_BYTES as usize];
     for page in residency.resident_pages(first_page..range.end) {
@@ -135,7 +135,7 @@ mod tests {
         let has_stack = || {
             let mappings = mappings::with_usage(tgid).unwrap();
             let residency = Residency::read(tgid, &mappings).unwrap();
-            let stacks = of_threads(tgid, BatchReader::new(tgid), &mappings, &residency);
+            let stacks = of_threads(tgid, &BatchReader::open(tgid).unwrap(), &mappings, &residency);
             stacks.into_iter().find(|stack| stack.contains(&addr))
         };
         // It may not wait yet.

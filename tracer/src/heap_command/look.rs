@@ -65,7 +65,7 @@ impl Look {
                 }
             })
         });
-        let stacks = stacks::of_threads(tgid, BatchReader::new(tgid), &mappings, &residency);
+        let stacks = stacks::of_threads(tgid, &BatchReader::open(tgid)?, &mappings, &residency);
         let mut claims = Vec::new();
         let arenas = pools.iter().flat_map(|(pools, _)| pools.arenas());
         claims.extend(

@@ -8,9 +8,6 @@ use tracer_common::memory::ReadMemory;
 
 use super::process::proc_path;
 
-/// Most ranges that the kernel takes at once: `UIO_MAXIOV` of Linux `include/uapi/linux/uio.h`.
-const MAX_RANGES: usize = 1024;
-
 /// Some bytes of a process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryRange {
@@ -21,11 +18,12 @@ pub struct MemoryRange {
 }
 
 /// Reads while the process runs on: what belongs together may not be read together.
+///
+/// Reads go through `/proc/PID/mem`. `process_vm_readv` would read many ranges in one call, but it *pins* pages, and
+/// since Linux 5.19 a page that is shared with a forked process is copied before it is pinned, as if it had been
+/// written: a look at a pre-fork server would double its memory.
 #[derive(Debug)]
-pub struct ProcessMemory {
-    file: File,
-    tgid: u32,
-}
+pub struct ProcessMemory(File);
 
 impl ProcessMemory {
     /// Opens the memory of a process.
@@ -33,7 +31,7 @@ impl ProcessMemory {
     /// # Errors
     /// When it is gone, or may not be looked into.
     pub fn open(tgid: u32) -> io::Result<Self> {
-        Ok(Self { file: File::open(proc_path(tgid, "mem"))?, tgid })
+        File::open(proc_path(tgid, "mem")).map(Self)
     }
 
     /// The `count` bytes at `addr`.
@@ -42,31 +40,47 @@ impl ProcessMemory {
     /// When some of them cannot be read.
     pub fn read_bytes(&self, addr: u64, count: usize) -> io::Result<Box<[u8]>> {
         let mut bytes = vec![0; count];
-        self.file.read_exact_at(&mut bytes, addr)?;
+        self.0.read_exact_at(&mut bytes, addr)?;
         Ok(bytes.into())
     }
 
-    /// Reads many ranges with few system calls. They come to lie one behind the other at the start of `into`, which
-    /// must have room for all of them. Says of each whether it could be read; what could not is left as it was, or
-    /// is the start of what could.
+    /// Fills `to` from `addr`; how many bytes could be read.
+    ///
+    /// # Errors
+    /// When not even the first could.
+    pub fn read_at(&self, addr: u64, to: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < to.len() {
+            match self.0.read_at(&mut to[done..], addr.wrapping_add(done as u64)) {
+                // The kernel stops where a page cannot be read, and says why when asked for that one.
+                Err(error) if done == 0 => return Err(error),
+                Ok(0) | Err(_) => break,
+                Ok(read) => done += read,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Reads many ranges, those that follow one another at once. They come to lie one behind the other at the start of
+    /// `into`, which must have room for all of them. Says of each whether it could be read; what could not is left as
+    /// it was, or is the start of what could.
     pub fn read_ranges(&self, ranges: &[MemoryRange], into: &mut [u8]) -> Vec<bool> {
         let mut is_read = vec![false; ranges.len()];
-        let mut rest = into;
+        let mut start = 0;
         let mut next = 0;
-        while next < ranges.len() {
-            let batch = &ranges[next..ranges.len().min(next + MAX_RANGES)];
-            let wanted: usize = batch.iter().map(|range| range.len).sum();
-            let (to, _) = rest.split_at_mut(wanted);
-            let done = match read_vectored(self.tgid, batch, to) {
-                Ok(read) => whole(batch, read),
-                // A filter may forbid the call.
-                Err(_) => self.read_each(batch, to),
-            };
+        while let Some(first) = ranges.get(next) {
+            let mut end = next + 1;
+            let mut bytes = first.len;
+            while ranges.get(end).is_some_and(|range| range.addr == first.addr.wrapping_add(bytes as u64)) {
+                bytes += ranges[end].len;
+                end += 1;
+            }
+            let read = self.read_at(first.addr, &mut into[start..start + bytes]).unwrap_or(0);
+            let done = whole(&ranges[next..end], read);
             is_read[next..next + done].fill(true);
-            // The one at which the kernel stopped cannot be read.
-            let passed = batch.len().min(done + 1);
-            let bytes: usize = batch[..passed].iter().map(|range| range.len).sum();
-            rest = &mut rest[bytes..];
+            // The one at which the kernel stopped cannot be read. Those behind it may.
+            let passed = (end - next).min(done + 1);
+            start += ranges[next..next + passed].iter().map(|range| range.len).sum::<usize>();
             next += passed;
         }
         is_read
@@ -89,19 +103,6 @@ impl ProcessMemory {
         bytes.truncate(readable.map(|(range, _)| range.len).sum());
         bytes
     }
-
-    /// How many ranges could be read before one could not.
-    fn read_each(&self, ranges: &[MemoryRange], into: &mut [u8]) -> usize {
-        let mut rest = into;
-        for (index, range) in ranges.iter().enumerate() {
-            let (to, behind) = rest.split_at_mut(range.len);
-            if self.file.read_exact_at(to, range.addr).is_err() {
-                return index;
-            }
-            rest = behind;
-        }
-        ranges.len()
-    }
 }
 
 /// How many of the ranges `read` bytes are.
@@ -114,34 +115,10 @@ fn whole(ranges: &[MemoryRange], read: usize) -> usize {
     ranges.iter().take_while(fits).count()
 }
 
-/// Bytes read until one could not be.
-fn read_vectored(tgid: u32, ranges: &[MemoryRange], into: &mut [u8]) -> io::Result<usize> {
-    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let remote: Vec<libc::iovec> = ranges
-        .iter()
-        .map(|range| libc::iovec { iov_base: range.addr as *mut libc::c_void, iov_len: range.len })
-        .collect();
-    // SAFETY: the one local range is a live buffer of that length; the remote ones are the other process's.
-    let read = unsafe {
-        libc::process_vm_readv(
-            tgid as libc::pid_t,
-            &local,
-            1,
-            remote.as_ptr(),
-            remote.len() as libc::c_ulong,
-            0,
-        )
-    };
-    match usize::try_from(read) {
-        Ok(read) => Ok(read),
-        Err(_) => Err(io::Error::last_os_error()),
-    }
-}
-
 impl ReadMemory for ProcessMemory {
     fn read_word(&self, addr: u64) -> Option<u64> {
         let mut word = [0; 8];
-        self.file.read_exact_at(&mut word, addr).ok()?;
+        self.0.read_exact_at(&mut word, addr).ok()?;
         Some(u64::from_le_bytes(word))
     }
 }
@@ -175,13 +152,33 @@ mod tests {
     }
 
     #[test]
-    fn without_the_system_call_it_is_the_same() {
+    fn ranges_that_follow_one_another_are_read_up_to_a_hole_and_behind_it() {
+        const PAGE: usize = 4096;
         let memory = ProcessMemory::open(std::process::id()).unwrap();
-        let numbers = [7_u64, 8];
-        let ranges = [0, 1].map(|index| MemoryRange { addr: &raw const numbers[index] as u64, len: 8 });
-        let mut into = [0; 16];
-        assert_eq!(memory.read_each(&ranges, &mut into), 2);
-        assert_eq!((into[0], into[8]), (7, 8));
-        assert_eq!(memory.read_each(&[ranges[0], MemoryRange { addr: 16, len: 8 }], &mut into), 1);
+        // SAFETY: a new mapping of three pages, the middle one of which is given back.
+        let addr = unsafe {
+            let addr = libc::mmap(
+                std::ptr::null_mut(),
+                3 * PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            assert_ne!(addr, libc::MAP_FAILED);
+            addr.cast::<u8>().write_bytes(7, 3 * PAGE);
+            assert_eq!(libc::munmap(addr.byte_add(PAGE), PAGE), 0);
+            addr as u64
+        };
+        let ranges: Vec<MemoryRange> =
+            (0..24).map(|index| MemoryRange { addr: addr + index * 512, len: 512 }).collect();
+        let mut into = vec![0; 3 * PAGE];
+        let is_read = memory.read_ranges(&ranges, &mut into);
+        assert_eq!(is_read, [[true; 8], [false; 8], [true; 8]].concat());
+        assert_eq!(into, [[7; PAGE], [0; PAGE], [7; PAGE]].concat());
+        assert_eq!(memory.read_at(addr, &mut into).unwrap(), PAGE);
+        assert!(memory.read_at(addr + PAGE as u64, &mut into).is_err());
+        // SAFETY: what is left of the mapping above.
+        unsafe { libc::munmap(addr as *mut _, 3 * PAGE) };
     }
 }

@@ -54,7 +54,8 @@ impl GlibcHeap {
     /// The arenas and their heaps. `private` is private memory without bounds between neighbours; without
     /// `residency`, no region of the main arena is looked for beside the program break's.
     pub(super) fn arenas(&self, private: &[Range<u64>], residency: Option<&Residency>) -> Vec<Arena> {
-        let addrs = ring(self.memory, self.main_arena, &self.layout).unwrap_or_else(|| vec![self.main_arena]);
+        let addrs =
+            ring(&self.memory, self.main_arena, &self.layout).unwrap_or_else(|| vec![self.main_arena]);
         let mut arenas: Vec<Arena> = addrs
             .into_iter()
             .filter_map(|addr| {

@@ -84,7 +84,7 @@ impl GlibcHeap {
             }
         }
         if let Some(fast_bins) = self.layout.arena.fast_bins {
-            let mut pages = Pages::new(self.memory);
+            let mut pages = Pages::new(&self.memory);
             for arena in arenas {
                 self.add_fast_bins(arena.addr + fast_bins, &mut pages, &mut cached);
             }
@@ -165,7 +165,7 @@ impl GlibcHeap {
         (0..ATTEMPTS).find_map(|_| look()).map_or(List::Torn, List::Whole)
     }
 
-    fn add_fast_bins(&self, heads: u64, pages: &mut Pages, to: &mut Cached) {
+    fn add_fast_bins(&self, heads: u64, pages: &mut Pages<'_>, to: &mut Cached) {
         for bin in 0..FAST_BINS {
             let size = size_of_list(bin);
             let mut look = || {
@@ -216,13 +216,13 @@ fn size_of_list(list: u64) -> u64 {
 }
 
 /// Pages of the process, each read once.
-struct Pages {
-    memory: BatchReader,
+struct Pages<'a> {
+    memory: &'a BatchReader,
     pages: HashMap<u64, Box<[u8]>>,
 }
 
-impl Pages {
-    fn new(memory: BatchReader) -> Self {
+impl<'a> Pages<'a> {
+    fn new(memory: &'a BatchReader) -> Self {
         Self { memory, pages: HashMap::new() }
     }
 

@@ -23,7 +23,7 @@ pub(super) struct Data {
 
 impl Data {
     /// Reads `range`, as far as it can be read.
-    pub(super) fn read(memory: BatchReader, range: Range<u64>) -> Option<Self> {
+    pub(super) fn read(memory: &BatchReader, range: Range<u64>) -> Option<Self> {
         let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
         let count = memory.read(range.start, &mut bytes).ok()?;
         bytes.truncate(count);
@@ -48,7 +48,7 @@ impl Data {
 
 /// Address of the main arena: the only place whose link to the next arena leads around a ring of arenas back to
 /// itself, and whose bins are lists.
-pub(super) fn main_arena(memory: BatchReader, data: &Data, layout: &Layout) -> Option<u64> {
+pub(super) fn main_arena(memory: &BatchReader, data: &Data, layout: &Layout) -> Option<u64> {
     let arena = &layout.arena;
     data.places(arena.bytes).map(|at| (at, data.addr + at)).find_map(|(at, addr)| {
         let next = data.word(at + arena.next)?;
@@ -78,7 +78,7 @@ fn has_bins(data: &Data, at: u64, layout: &Layout) -> bool {
 }
 
 /// The arenas by their addresses, the main one first; `None` where they do not link back to it.
-pub(super) fn ring(memory: BatchReader, main: u64, layout: &Layout) -> Option<Vec<u64>> {
+pub(super) fn ring(memory: &BatchReader, main: u64, layout: &Layout) -> Option<Vec<u64>> {
     let mut arenas = vec![main];
     loop {
         let next = memory.word(arenas.last()? + layout.arena.next)?;

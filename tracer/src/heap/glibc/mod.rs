@@ -69,23 +69,23 @@ impl GlibcHeap {
         let failed = |source| HeapUnknown::Read { tgid, source };
         let file = target.glibc().ok_or(HeapUnknown::NoGlibc)?;
         let mappings = mappings::mapped(tgid).map_err(failed)?;
-        let memory = BatchReader::new(tgid);
+        let memory = BatchReader::open(tgid).map_err(failed)?;
         let minor = target.libc.as_deref().and_then(layout::minor_of);
         let layouts: Vec<Layout> =
             minor.map_or_else(|| Layout::all().collect(), |minor| vec![Layout::of(minor)]);
         let heap = main_heap(&mappings);
         let parts: Vec<Data> = data_of(&mappings, file.dev, file.inode)
             .into_iter()
-            .filter_map(|range| Data::read(memory, range))
+            .filter_map(|range| Data::read(&memory, range))
             .collect();
         let mut best: Option<Self> = None;
         for layout in layouts {
-            let main_arena = parts.iter().find_map(|data| locate::main_arena(memory, data, &layout));
+            let main_arena = parts.iter().find_map(|data| locate::main_arena(&memory, data, &layout));
             let Some(main_arena) = main_arena else { continue };
             let parameters = heap
                 .as_ref()
                 .and_then(|heap| parts.iter().find_map(|data| locate::parameters(data, &layout, heap)));
-            let found = Self { tgid, memory, layout, main_arena, parameters };
+            let found = Self { tgid, memory: memory.clone(), layout, main_arena, parameters };
             // Where the version does not show, the first cache of the main heap tells.
             if minor.is_some() || (parameters.is_some() && found.has_first_cache()) {
                 return Ok(found);

@@ -84,7 +84,7 @@ impl Head {
 
 /// The bytes of the heap that were read last.
 struct Window<'a> {
-    memory: BatchReader,
+    memory: &'a BatchReader,
     residency: &'a Residency,
     addr: u64,
     bytes: Box<[u8]>,
@@ -95,7 +95,7 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn new(memory: BatchReader, residency: &'a Residency) -> Self {
+    fn new(memory: &'a BatchReader, residency: &'a Residency) -> Self {
         Self { memory, residency, addr: 0, bytes: vec![0; WINDOW_BYTES].into(), len: 0, fills: 0 }
     }
 
@@ -137,7 +137,7 @@ impl<'a> Window<'a> {
 impl GlibcHeap {
     /// Gives every chunk of a region, in the order of addresses.
     pub(super) fn walk(&self, region: &Region, residency: &Residency, mut give: impl FnMut(Chunk)) -> Walked {
-        let mut window = Window::new(self.memory, residency);
+        let mut window = Window::new(&self.memory, residency);
         let mut walked = Walked::default();
         let mut start = region.chunks.start;
         let mut attempts = 0;
@@ -181,7 +181,7 @@ impl GlibcHeap {
     /// Where the chunks of a region lead to that may end earlier: the end of the top chunk, or of the fence. `None`
     /// where they lead nowhere.
     pub(super) fn end_of_chunks(&self, region: &Region, top_addr: u64, residency: &Residency) -> Option<u64> {
-        let mut window = Window::new(self.memory, residency);
+        let mut window = Window::new(&self.memory, residency);
         let mut addr = region.chunks.start;
         while addr < region.chunks.end {
             let head = window.head(addr, region.chunks.end)?;
