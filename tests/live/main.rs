@@ -22,6 +22,7 @@ mod python;
 mod python_heap;
 mod python_lines;
 mod recording;
+mod redirect;
 mod refused;
 mod safety;
 mod stacks_native;

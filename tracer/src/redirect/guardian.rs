@@ -1,9 +1,7 @@
 //! A process that restores the tables when memtrace is done, or gone in whatever way.
 //!
 //! It is forked before the first pointer is written, in a session of its own, takes no signal that can be refused, and
-//! waits on a socket whose other end memtrace holds, as do the processes that memtrace forks to let go of probes
-//! (`probes/holder.rs`), which end with it. That end was made before the probes were: when memtrace is killed, the
-//! kernel closes it before these.
+//! waits on a [`Leash`]: when memtrace is killed it knows before the kernel begins to take the probes away.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -12,13 +10,11 @@ use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::copies;
+use super::leash::Leash;
 use super::tables::{Outcome, Tables};
 
 /// Told by the guardian when it guards.
 const READY: u8 = 1;
-
-/// Told to it: the end of the socket does as well.
-const RESTORE: u8 = 2;
 
 /// How often the processes are looked through for copies: one that is found may have forked another before.
 const MOST_ROUNDS: usize = 16;
@@ -38,8 +34,8 @@ pub struct Restored {
 #[derive(Debug)]
 pub(super) struct Guardian {
     pid: libc::pid_t,
-    /// `None` when it has restored.
-    line: Option<UnixStream>,
+    /// What it waits for, and by what it answers. `None` when it has restored.
+    held: Option<(Leash, UnixStream)>,
 }
 
 impl Guardian {
@@ -49,12 +45,13 @@ impl Guardian {
     /// When there is no room for another process, or for a socket.
     pub fn new(tables: &[Tables]) -> io::Result<Self> {
         let (mut line, theirs) = UnixStream::pair()?;
+        let leash = Leash::new()?;
         // A signal to the process group must not find the child as it is now.
         let before = block_signals()?;
         // SAFETY: the child calls nothing but `guard`. Where other threads hold locks of the Rust library it would
         // wait for ever, but it uses none that they use; the C library makes its own allocator work in a child.
         let pid = match unsafe { libc::fork() } {
-            0 => guard(theirs, tables),
+            0 => guard(&leash, theirs, tables),
             pid => pid,
         };
         let forked = if pid == -1 { Err(io::Error::last_os_error()) } else { Ok(pid) };
@@ -62,16 +59,17 @@ impl Guardian {
         drop(theirs);
         let pid = forked?;
         let is_ready = line.read_exact(&mut [0]);
-        let guardian = Self { pid, line: Some(line) };
+        let guardian = Self { pid, held: Some((leash, line)) };
         is_ready.map(|()| guardian)
     }
 
     /// Has it restore, and waits until it has. Where it is gone, restores here.
     pub fn restore(&mut self, tables: &[Tables]) -> Restored {
-        let Some(mut line) = self.line.take() else { return Restored::default() };
+        let Some((leash, mut line)) = self.held.take() else { return Restored::default() };
         let mut answer = [0; Restored::BYTES];
-        let answered = line.write_all(&[RESTORE]).and_then(|()| line.read_exact(&mut answer));
-        drop(line);
+        let answered = leash.release().and_then(|()| line.read_exact(&mut answer));
+        // Where it could not be let go of, it goes now.
+        drop(leash);
         wait_for(self.pid);
         match answered {
             Ok(()) => Restored::from_bytes(answer),
@@ -87,7 +85,7 @@ impl Guardian {
 
 impl Drop for Guardian {
     fn drop(&mut self) {
-        if self.line.take().is_some() {
+        if self.held.take().is_some() {
             wait_for(self.pid);
         }
     }
@@ -150,21 +148,23 @@ fn restore(tables: &[Tables]) -> Restored {
 }
 
 /// In the child.
-fn guard(line: UnixStream, tables: &[Tables]) -> ! {
-    let body = AssertUnwindSafe(|| wait_and_restore(line, tables));
+fn guard(leash: &Leash, line: UnixStream, tables: &[Tables]) -> ! {
+    let body = AssertUnwindSafe(|| wait_and_restore(leash, line, tables));
     let code = if matches!(catch_unwind(body), Ok(Ok(()))) { 0 } else { 1 };
     // SAFETY: ends the process without running what its parent would run at its end.
     unsafe { libc::_exit(code) }
 }
 
-fn wait_and_restore(mut line: UnixStream, tables: &[Tables]) -> io::Result<()> {
+fn wait_and_restore(leash: &Leash, mut line: UnixStream, tables: &[Tables]) -> io::Result<()> {
     leave_parent();
     let mut kept: Vec<RawFd> = tables.iter().map(|tables| tables.memory().as_raw_fd()).collect();
-    kept.push(line.as_raw_fd());
+    kept.extend([leash.as_raw_fd(), line.as_raw_fd()]);
     close_all_but(&kept)?;
     line.write_all(&[READY])?;
-    // A byte or the end: both mean the same, and so does an error.
-    let _ = line.read_exact(&mut [0]);
+    if leash.wait().is_err() {
+        // Nothing comes, but the end does, if later.
+        let _ = line.read(&mut [0]);
+    }
     line.write_all(&restore(tables).to_bytes())
 }
 

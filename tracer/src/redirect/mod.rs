@@ -8,6 +8,7 @@
 mod copies;
 mod error;
 mod guardian;
+mod leash;
 mod tables;
 
 use guardian::Guardian;
