@@ -203,8 +203,9 @@ fn killing_memtrace_restores_the_tables() {
     let mut running = Running::start(&python, &[]);
 
     // As soon as it is ready, while it has much to do, and where its probes take the kernel seconds to take away.
-    for (is_busy, more) in [(false, None), (true, None), (true, Some("--single-links"))] {
-        let session = running.memtrace().args(more).trace();
+    let many_links = Memtrace::new(["-p", &running.pid, "--redirect-allocators", "--single-links"]);
+    for (is_busy, memtrace) in [(false, running.memtrace()), (true, running.memtrace()), (true, many_links)] {
+        let session = memtrace.trace();
         running.tables.expect_redirected();
         let guardian = open_process(guardian_of(&session) as i32);
         if is_busy {

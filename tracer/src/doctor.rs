@@ -121,6 +121,11 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
                 "          hint: requests above 512 bytes are traced as malloc; smaller ones show as the\n          \
                  arenas that they fill. `--domains py-mem,py-object` probes what can be seen"
             )?;
+            let redirected = match &cpython.redirect {
+                Ok(_) => "sees all of them, and writes to the process for that".to_owned(),
+                Err(reason) => format!("cannot help: {reason}"),
+            };
+            writeln!(out, "          hint: --redirect-allocators {redirected}")?;
         }
     }
     for domain in Domain::ALL {
