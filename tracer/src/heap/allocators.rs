@@ -109,6 +109,8 @@ struct Table {
 struct Defaults {
     raw: [u64; 4],
     object: [u64; 4],
+    /// What `memtrace --redirect-allocators` has in the place of these: other addresses of the same functions.
+    redirected: [Option<u64>; 4],
 }
 
 impl PythonAllocators {
@@ -130,9 +132,13 @@ impl PythonAllocators {
         let [raw, mem, object] = vaddrs;
         let words = InitialWords::of(&interpreter.elf)?;
         let at = |functions: [u64; 4]| functions.map(|vaddr| interpreter.at(vaddr));
+        let of = |table| innermost(&words, table).ok_or_else(|| interpreter.lacks("the table of allocators"));
+        let (raw_functions, object_functions) = (of(raw)?, of(object)?);
+        let second = |vaddr| Some(interpreter.at(pymalloc::second_entry(&interpreter.elf, vaddr)?));
         let defaults = Defaults {
-            raw: at(innermost(&words, raw).ok_or_else(|| interpreter.lacks("the table of allocators"))?),
-            object: at(innermost(&words, object).ok_or_else(|| interpreter.lacks("the table of allocators"))?),
+            raw: at(raw_functions),
+            object: at(object_functions),
+            redirected: object_functions.map(second),
         };
         let read = |vaddr| {
             let table = Table::read(memory, interpreter.at(vaddr))
@@ -141,6 +147,13 @@ impl PythonAllocators {
             Ok::<_, HeapUnknown>(allocator(interpreter, memory, &defaults, table, 0))
         };
         Ok(Self { raw: read(raw)?, mem: read(mem)?, object: read(object)? })
+    }
+}
+
+impl Defaults {
+    fn are_of_pymalloc(&self, functions: [u64; 4]) -> bool {
+        let mut pairs = functions.iter().zip(self.object.iter().zip(&self.redirected));
+        pairs.all(|(function, (own, second))| function == own || Some(*function) == *second)
     }
 }
 
@@ -162,7 +175,7 @@ fn allocator(
     if table.functions == defaults.raw {
         return Allocator::Malloc;
     }
-    if table.functions == defaults.object {
+    if defaults.are_of_pymalloc(table.functions) {
         return Allocator::Pymalloc;
     }
     if !table.functions.iter().all(|function| interpreter.has_code(*function)) {
@@ -211,6 +224,18 @@ fn innermost(words: &InitialWords<'_>, table_vaddr: u64) -> Option<[u64; 4]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redirected_functions_are_the_same() {
+        let own = [0x1000, 0x1100, 0x1200, 0x1300];
+        let redirected = own.map(|own| Some(own + 4));
+        let defaults = Defaults { raw: [8; 4], object: own, redirected };
+        assert!(defaults.are_of_pymalloc(own));
+        assert!(defaults.are_of_pymalloc([0x1004, 0x1104, 0x1200, 0x1304]));
+        assert!(!defaults.are_of_pymalloc([0x1004, 0x1104, 0x1200, 0x1308]));
+        let defaults = Defaults { redirected: [None; 4], ..defaults };
+        assert!(defaults.are_of_pymalloc(own) && !defaults.are_of_pymalloc([0x1004, 0x1104, 0x1204, 0x1304]));
+    }
 
     #[test]
     fn hooks_are_told_with_what_is_under_them() {

@@ -71,17 +71,12 @@ impl Tables {
     }
 
     fn check(&self, target: &Target) -> Result<(), RedirectError> {
-        let mut are_second = true;
-        let mut are_own = true;
-        for word in &self.words {
-            let now = self.read(word)?;
-            are_own &= now == word.own;
-            are_second &= now == word.second;
-        }
-        if are_own {
+        let now = self.words.iter().map(|word| self.read(word)).collect::<Result<Vec<_>, _>>()?;
+        let mut pairs = self.words.iter().zip(&now);
+        if pairs.clone().all(|(word, now)| *now == word.own) {
             return Ok(());
         }
-        if are_second {
+        if pairs.all(|(word, now)| *now == word.own || *now == word.second) {
             return Err(RedirectError::Already(self.tgid));
         }
         let told = ProcessMemory::open(self.tgid).ok().and_then(|memory| {

@@ -15,7 +15,7 @@ use super::extents::Extents;
 use super::slots::InitialWords;
 
 pub use guards::table_of;
-pub use redirect::{CannotRedirect, RedirectTables, TableFunction, TablePointer};
+pub use redirect::{CannotRedirect, RedirectTables, TableFunction, TablePointer, second_entry};
 pub use sites::Event;
 
 /// How the requests to pymalloc can be seen.

@@ -153,6 +153,14 @@ fn of_tables(
     Ok(found)
 }
 
+/// Another address of the function at `vaddr` that does the same. The two differ in one byte only: however the kernel
+/// writes a pointer, the process reads one of them.
+pub fn second_entry(elf: &Elf, vaddr: u64) -> Option<u64> {
+    let second = vaddr.checked_add(SECOND_ENTRY)?;
+    let begins_with_mark = elf.bytes_at_vaddr(vaddr, SECOND_ENTRY)? == ENDBR64;
+    (begins_with_mark && vaddr >> 8 == second >> 8).then_some(second)
+}
+
 impl TableFunction {
     fn at(elf: &Elf, extents: &Extents<'_>, function: Function, vaddr: u64) -> Result<Self, CannotRedirect> {
         let size = match extents.around(vaddr) {
@@ -161,10 +169,7 @@ impl TableFunction {
         };
         let len = if size == 0 { MAX_CODE_BYTES } else { size.min(MAX_CODE_BYTES) };
         let code = elf.bytes_at_vaddr(vaddr, len).ok_or(CannotRedirect::NoTables)?;
-        // The two addresses must differ in one byte only: however the kernel writes the pointer, the process reads
-        // one of them.
-        let in_one_byte = vaddr >> 8 == (vaddr + SECOND_ENTRY) >> 8;
-        if !code.starts_with(&ENDBR64) || !in_one_byte {
+        if second_entry(elf, vaddr).is_none() {
             return Err(CannotRedirect::NoSecondEntry(function.symbol()));
         }
         let file_offset = elf.file_offset(vaddr).ok_or(CannotRedirect::NoTables)?;
