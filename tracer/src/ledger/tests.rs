@@ -299,3 +299,40 @@ fn a_forked_process_begins_with_empty_books() {
     let child = books(&[freed(3, 0x10), begun(Function::Munmap, 1, 4, 0x10000, 4096)]);
     assert_eq!((child.live_count(), child.inconsistencies().unmatched_frees), (0, 1));
 }
+
+fn looked_into(time_ns: u64, addr: u64, content: u16) -> Event {
+    let header = header(Function::None, 0, time_ns);
+    Event::Content(ContentRecord { header, addr, content: content.into() })
+}
+
+#[test]
+fn a_block_that_its_allocator_holds_as_free_counts_as_freed_once() {
+    let mut ledger = books(&[
+        allocated(Function::PymallocPop, 1, 0x10, 48, 7),
+        allocated(Function::PymallocPop, 5, 0x20, 48, 7),
+        looked_into(3, 0x10, ContentRecord::FREE),
+        // Younger than the look, and one that nobody has.
+        looked_into(3, 0x20, ContentRecord::FREE),
+        looked_into(3, 0x30, ContentRecord::FREE),
+    ]);
+    assert_eq!(outstanding(&ledger), BTreeMap::from([(7, (1, 48))]));
+    let expected = Inconsistencies { found_free: 1, ..Inconsistencies::default() };
+    assert_eq!(ledger.inconsistencies(), expected);
+    // Handed out again, it is no surprise any more.
+    ledger.apply(&allocated(Function::PymallocPop, 6, 0x10, 48, 8));
+    assert_eq!(ledger.inconsistencies(), expected);
+    assert_eq!(outstanding(&ledger), BTreeMap::from([(7, (1, 48)), (8, (1, 48))]));
+}
+
+#[test]
+fn the_later_of_two_looks_tells_what_is_in_a_block() {
+    let mut ledger = books(&[allocated(Function::PymallocPop, 1, 0x10, 48, 7), looked_into(2, 0x10, 4)]);
+    let content = |ledger: &Ledger| ledger.outstanding().map(|block| block.content).collect::<Vec<_>>();
+    assert_eq!(content(&ledger), [4]);
+    ledger.apply(&looked_into(3, 0x10, 5));
+    assert_eq!(content(&ledger), [5]);
+    // What takes its place is not known.
+    ledger.apply(&freed(4, 0x10));
+    ledger.apply(&allocated(Function::PymallocPop, 5, 0x10, 48, 7));
+    assert_eq!(content(&ledger), [ContentRecord::UNKNOWN]);
+}

@@ -2,14 +2,14 @@
 //! used, and with a block whose free was lost.
 
 use tracer_common::code::{CodeHeader, SMALL_TABLE_BYTES, TextKind};
-use tracer_common::event::{Header, Kind, WalkEnd};
+use tracer_common::event::{ContentRecord, Header, Kind, WalkEnd};
 use tracer_common::frame::python;
 use tracer_common::lost;
 use tracer_common::probe::{Domain, Function};
 
 use super::*;
 use crate::ledger::SLACK_NS;
-use crate::model::{CodeAddr, Event, Frame, FrameKind, Mode, RawCode, StackRow};
+use crate::model::{CodeAddr, Content, Event, Frame, FrameKind, Mode, RawCode, StackRow};
 use crate::recording::tests::as_version;
 use crate::recording::{NamedPlace, Settings, Writer};
 
@@ -288,4 +288,72 @@ fn events_of_a_process_that_is_not_described_are_lost() {
     let report = read(&header, reader, Duration::ZERO);
     assert_eq!((report.totals.alloc_bytes, report.loss.events_lost, report.loss.complete), (50, 1, false));
     assert_eq!(report.loss.detail["records_undecodable"], 1);
+}
+
+#[test]
+fn blocks_are_told_by_what_is_in_them_as_they_were_live() {
+    let mut file = Vec::new();
+    let writer = Writer::create(&mut file, &header()).unwrap();
+    let mut live = Live { writer, decoder: Decoder::default(), traces: vec![Trace::new(LIMITS)] };
+    live.take(&stack(0, 1, 0x100));
+    for addr in [0x10, 0x20, 0x30, 0x40, 0x50, 0x60] {
+        live.take(&allocated(0, Function::PymallocPop, 10, addr, 48, 1));
+    }
+    let of = |name: &str, part: Option<&str>, is_parked| Content {
+        type_name: Some(name.to_owned()),
+        part: part.map(str::to_owned),
+        is_of_objects: part.is_none(),
+        is_parked,
+    };
+    let contents = vec![
+        of("dict", None, false),
+        of("list", Some("items"), false),
+        of("float", None, true),
+        Content::default(),
+    ];
+    // Two dicts, items of a list, a parked float, one of which nothing is known; the last is free.
+    for (addr, content) in
+        [(0x10, 1), (0x20, 1), (0x30, 2), (0x40, 3), (0x50, 4), (0x60, ContentRecord::FREE)]
+    {
+        let kind = Kind::Content as u8;
+        let header = Header { kind, time_ns: STARTED_NS + 20_000_000, ..Header::default() };
+        let record = ContentRecord { header, addr, content: content.into() };
+        live.traces[0].apply(&Event::Content(record), &[]);
+        live.writer.content(&record).unwrap();
+    }
+    live.traces[0].contents.clone_from(&contents);
+    let trailer =
+        Trailer { ended_mono_ns: STARTED_NS + 30_000_000, contents: vec![contents], ..Trailer::default() };
+    live.writer.finish(&trailer).unwrap();
+    let traced = [Traced { target: process("first"), trace: &live.traces[0] }];
+    let window = Window {
+        memtrace_version: "0.1.0".to_owned(),
+        started_unix_ms: 5,
+        now_ns: STARTED_NS + 30_000_000,
+        duration_ms: 0,
+        min_age: Duration::ZERO,
+        domains: Domain::ALL.to_vec(),
+    };
+    let loss = summarize::loss(&BTreeMap::new(), 0);
+    let made_live = summarize::report(&traced, &Names::new(), &window, loss, BTreeMap::new(), Vec::new());
+    let (header, reader) = Reader::open(&file[..]).unwrap();
+    assert_eq!(read(&header, reader, Duration::ZERO), made_live);
+
+    let figures = |row: &StackRow| {
+        let types = row.python_types.iter().flatten();
+        let types: Vec<_> = types
+            .map(|known| (known.type_name.clone(), known.part.clone(), known.count, known.bytes))
+            .collect();
+        let counts = [row.alloc_count, row.free_count, row.outstanding_count, row.cached_count];
+        (row.domain.clone(), counts, types)
+    };
+    let mut rows: Vec<_> = made_live.stacks.iter().map(figures).collect();
+    rows.sort();
+    let expected = [
+        ("py-mem".to_owned(), [2, 0, 2, 0], vec![("list".to_owned(), Some("items".to_owned()), 1, 48)]),
+        ("py-object".to_owned(), [3, 1, 2, 1], vec![("dict".to_owned(), None, 2, 96)]),
+    ];
+    assert_eq!(rows, expected);
+    assert_eq!((made_live.totals.cached_count, made_live.totals.cached_bytes), (1, 48));
+    assert_eq!(made_live.loss.detail["frees_missed"], 1);
 }

@@ -1,6 +1,9 @@
 //! The end of a trace: reports, the recording's end, the exit code.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+
+use tracer_common::counter::Counter;
 
 use super::coverage;
 use super::live::{Live, now_ns};
@@ -40,8 +43,16 @@ impl Live<'_> {
         self.notes.iter().cloned().chain(exec).collect()
     }
 
+    /// The counters, as they were at the end of the trace where that has come.
+    fn counters(&self) -> anyhow::Result<BTreeMap<Counter, u64>> {
+        match &self.end_counters {
+            Some(counters) => Ok(counters.clone()),
+            None => Ok(self.kernel.counters()?),
+        }
+    }
+
     fn report(&self, now_ns: u64, names: &Names, notes: Vec<String>) -> Result<Report, Failure> {
-        let counters = self.kernel.counters().map_err(anyhow::Error::from)?;
+        let counters = self.counters()?;
         let window = Window {
             memtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix_ms: self.started_unix_ms,
@@ -103,7 +114,7 @@ impl Live<'_> {
         let mut report = self.report(ended_ns, &names, notes.clone())?;
         if let Some(recorder) = self.recorder.take() {
             // What replaying the events shows by itself is left out: it would be counted twice.
-            let counters = self.kernel.counters().map_err(anyhow::Error::from)?;
+            let counters = self.counters()?;
             let trailer = Trailer {
                 ended_mono_ns: ended_ns,
                 targets: report.targets.clone(),

@@ -1,6 +1,6 @@
 //! The live trace: records out of the ring, into the books.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, interval_at};
+use tracer_common::counter::Counter;
 
 use super::asked;
 use super::coverage;
@@ -59,6 +60,8 @@ pub struct Live<'a> {
     pub(super) started_unix_ms: u64,
     /// Records stamped later are not entered.
     stop_ns: u64,
+    /// What was lost by then.
+    pub(super) end_counters: Option<BTreeMap<Counter, u64>>,
     /// Blocks that such records were about: target, address.
     pub(super) later: HashSet<(u16, u64)>,
     /// The first thing that failed on the way. The trace goes on, and says so at the end.
@@ -115,6 +118,7 @@ impl<'a> Live<'a> {
             started_ns: now_ns(),
             started_unix_ms: 0,
             stop_ns: u64::MAX,
+            end_counters: None,
             later: HashSet::new(),
             failed: None,
             log,
@@ -288,6 +292,8 @@ impl<'a> Live<'a> {
     pub(super) fn stop(&mut self) -> u64 {
         let now = now_ns();
         self.stop_ns = now;
+        // Probes stay for a while yet, and what they lose is of no report.
+        self.end_counters = self.kernel.counters().ok();
         // A call that was stamped by now has its record in the ring as soon as its thread has run on.
         std::thread::sleep(GRACE);
         self.take_records();

@@ -148,13 +148,23 @@ impl Live<'_> {
             balance.end(count);
         }
         let number = traced.index;
-        let mut found = traced.look_into_blocks();
+        let lost_before = self.kernel.counters().ok();
+        let mut found = self.traced[index].look_into_blocks();
         // What was stamped by then has its record in the ring as soon as its thread has run on.
         thread::sleep(GRACE);
         self.take_records();
+        // What was read of a process that is gone may be another's that has its number.
+        if !self.traced[index].target.process.is_alive() {
+            self.traced[index].balance = None;
+            return;
+        }
         let is_other = |addr: u64| self.later.contains(&(number, addr));
         let has_called_exec = is_other(EVERYTHING);
         found.retain(|record| !has_called_exec && !is_other(record.addr));
+        // Of a free that was lost meanwhile nobody was told: what is free now need not have been at the end.
+        if self.kernel.counters().ok() != lost_before {
+            found.retain(|record| record.content != u64::from(ContentRecord::FREE));
+        }
         for record in &found {
             self.traced[index].apply(&Event::Content(*record));
         }
