@@ -406,8 +406,12 @@ fn the_objects_of_python_are_counted_by_type() {
 #[test]
 fn the_objects_of_every_python_at_hand_are_counted_by_type() {
     let _root = as_root();
-    let suites = ["bullseye", "bookworm", "trixie", "sid"].into_iter().flat_map(of_suite);
-    for python in of_pyenv().into_iter().chain(suites) {
+    let suites = ["bullseye", "bookworm", "trixie", "sid"].map(|suite| {
+        let found = of_suite(suite);
+        assert!(!found.is_empty(), "no Python of Debian {suite}: run `cargo xtask pythons {suite}`");
+        found
+    });
+    for python in of_pyenv().into_iter().chain(suites.into_iter().flatten()) {
         eprintln!("{}", python.name);
         check_python(&python);
     }
