@@ -126,11 +126,21 @@ pub struct Content {
     pub type_name: Option<String>,
     /// What the block is to that object, where it is not the object itself: `items`, `keys`.
     pub part: Option<String>,
-    /// Whether CPython asks for such a part as it does for objects.
-    #[serde(default)]
-    pub is_of_objects: bool,
+    /// Which of CPython's allocators gives such memory; `None` where it depends on who asked.
+    pub family: Option<Family>,
     /// Whether the object is dead and kept by CPython for the next of its type.
     pub is_parked: bool,
+}
+
+/// One of CPython's allocators: the pools serve both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Family {
+    /// `PyMem_*`.
+    #[serde(rename = "py-mem")]
+    Mem,
+    /// `PyObject_*`.
+    #[serde(rename = "py-object")]
+    Object,
 }
 
 /// The JSON report, schema `memtrace.report.v1`. Every format is rendered from it.

@@ -9,7 +9,7 @@ use tracer_common::probe::{Domain, Function};
 
 use super::*;
 use crate::ledger::SLACK_NS;
-use crate::model::{CodeAddr, Content, Event, Frame, FrameKind, Mode, RawCode, StackRow};
+use crate::model::{CodeAddr, Content, Event, Family, Frame, FrameKind, Mode, RawCode, StackRow};
 use crate::recording::tests::as_version;
 use crate::recording::{NamedPlace, Settings, Writer};
 
@@ -302,7 +302,7 @@ fn blocks_are_told_by_what_is_in_them_as_they_were_live() {
     let of = |name: &str, part: Option<&str>, is_parked| Content {
         type_name: Some(name.to_owned()),
         part: part.map(str::to_owned),
-        is_of_objects: part.is_none(),
+        family: Some(if part.is_none() { Family::Object } else { Family::Mem }),
         is_parked,
     };
     let contents = vec![

@@ -18,7 +18,7 @@ use crate::heap::{
     Allocator, BlockState, HeapUnknown, Interpreter, ObjectReader, Pools, PymallocHeap, PythonAllocators,
 };
 use crate::ledger::SizeLimits;
-use crate::model::{Content, Event};
+use crate::model::{Content, Event, Family};
 use crate::target::{MemoryRange, ProcessMemory, Target};
 
 /// Bytes of a block of the C library that are read to tell what is in it.
@@ -286,7 +286,7 @@ fn look_into_python(
         let content = owners.get(&addr).map(|owner| Content {
             type_name: Some(owner.type_name.to_string()),
             part: Some(owner.part.to_string()),
-            is_of_objects: owner.part.is_of_objects(interpreter.minor),
+            family: owner.part.family(interpreter.minor),
             is_parked: false,
         });
         findings.enter(addr, content.unwrap_or_default());
@@ -299,13 +299,13 @@ fn content(found: objects::Content, minor: u8) -> Option<Content> {
         objects::Content::Object(object) => Some(Content {
             type_name: Some(object.type_name.to_string()),
             part: None,
-            is_of_objects: true,
+            family: Some(Family::Object),
             is_parked: object.is_parked,
         }),
         objects::Content::ParkedKeys => Some(Content {
             type_name: Some("dict".to_owned()),
             part: Some(Part::Keys.to_string()),
-            is_of_objects: Part::Keys.is_of_objects(minor),
+            family: Part::Keys.family(minor),
             is_parked: true,
         }),
         objects::Content::NotAnObject => None,

@@ -13,10 +13,9 @@ use tracer_common::probe::Domain;
 use super::frames::Framer;
 use super::{Names, Traced, Window, add, truncation};
 use crate::ledger::Live;
-use crate::ledger::rows::StackTotals;
 use crate::model::{
-    BytesAre, CodeAddr, Content, Frame, FrameKind, Loss, NormalizedStack, PYTHON_NAMES_LOST, StackRow,
-    TypeCount,
+    BytesAre, CodeAddr, Content, Family, Frame, FrameKind, Loss, NormalizedStack, PYTHON_NAMES_LOST,
+    StackRow, TypeCount,
 };
 use crate::trace::Trace;
 
@@ -113,14 +112,14 @@ pub(super) fn rows<'a>(
             bytes: totals.unsure_bytes - blocks.young_unsure.bytes,
         };
         if gone.count + gone.bytes + unsure.count > 0 {
-            add_to(domain_of(totals, asked, None), &|draft| {
+            add_to(domain_of(totals.domain, asked, None), &|draft| {
                 draft.freed.add(gone);
                 draft.unsure.add(unsure);
             });
         }
         for (number, old) in &blocks.old {
             let content = content(trace, *number);
-            add_to(domain_of(totals, asked, content), &|draft| draft.add_outstanding(old, content));
+            add_to(domain_of(totals.domain, asked, content), &|draft| draft.add_outstanding(old, content));
         }
     }
     let mut framer = Framer::new(names, &trace.codes);
@@ -186,7 +185,7 @@ const fn is_python(domain: Domain) -> bool {
 
 /// The domain of blocks in a row of the books: what they are, else what the call asked for, else what the
 /// probe tells.
-fn domain_of(totals: &StackTotals, asked: Asked, content: Option<&Content>) -> Domain {
+fn domain_of(probed: Domain, asked: Asked, content: Option<&Content>) -> Domain {
     let by_call = match asked {
         Asked::PyRaw => Some(Domain::PyRaw),
         Asked::PyMem => Some(Domain::PyMem),
@@ -194,13 +193,16 @@ fn domain_of(totals: &StackTotals, asked: Asked, content: Option<&Content>) -> D
         Asked::Unknown | Asked::Arena | Asked::Interpreter => None,
     };
     match content {
+        // Here the function itself was probed.
+        _ if probed == Domain::PyRaw => probed,
         Some(Content { type_name: Some(_), part: None, .. }) => Domain::PyObject,
-        Some(Content { type_name: Some(_), is_of_objects: true, .. }) => by_call.unwrap_or(Domain::PyObject),
-        Some(Content { type_name: Some(_), .. }) => by_call.unwrap_or(Domain::PyMem),
+        Some(Content { family: Some(Family::Object), .. }) => by_call.unwrap_or(Domain::PyObject),
+        Some(Content { family: Some(Family::Mem), .. }) => by_call.unwrap_or(Domain::PyMem),
         // In a pool there are objects, and what `PyMem_*` gave.
-        Some(_) if totals.domain == Domain::PyObject => by_call.unwrap_or(Domain::PyMem),
+        Some(_) if probed == Domain::PyObject => by_call.unwrap_or(Domain::PyMem),
+        Some(Content { type_name: Some(_), .. }) if asked == Asked::Interpreter => Domain::PyMem,
         _ if asked == Asked::Interpreter => Domain::PyRaw,
-        _ => by_call.unwrap_or(totals.domain),
+        _ => by_call.unwrap_or(probed),
     }
 }
 
@@ -259,4 +261,50 @@ impl<'a> Draft<'a> {
 /// Whether the code object of a Python frame was not read.
 fn is_unnamed_python(frame: &Frame) -> bool {
     frame.kind == FrameKind::Python && frame.function.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(part: Option<&str>, family: Option<Family>) -> Content {
+        let part = part.map(str::to_owned);
+        Content { type_name: Some("x".to_owned()), part, family, is_parked: false }
+    }
+
+    #[test]
+    fn a_block_has_the_domain_that_the_program_asked() {
+        let (object, mem) = (Some(Family::Object), Some(Family::Mem));
+        let is_object = content(None, object);
+        let (keys, items) = (content(Some("keys"), object), content(Some("items"), mem));
+        let memory = content(Some("memory"), None);
+        let other = Content::default();
+        let cases = [
+            // By what is in it, whatever the probe was at.
+            (Domain::Malloc, Asked::Unknown, Some(&is_object), Domain::PyObject),
+            (Domain::PyObject, Asked::PyMem, Some(&is_object), Domain::PyObject),
+            (Domain::Malloc, Asked::Unknown, Some(&keys), Domain::PyObject),
+            (Domain::Malloc, Asked::Interpreter, Some(&items), Domain::PyMem),
+            (Domain::PyObject, Asked::PyObject, Some(&items), Domain::PyObject),
+            // An extension's object may have memory from anywhere.
+            (Domain::Malloc, Asked::Unknown, Some(&memory), Domain::Malloc),
+            (Domain::Malloc, Asked::PyRaw, Some(&memory), Domain::PyRaw),
+            (Domain::Malloc, Asked::Interpreter, Some(&memory), Domain::PyMem),
+            (Domain::PyObject, Asked::Unknown, Some(&memory), Domain::PyMem),
+            (Domain::PyRaw, Asked::Unknown, Some(&memory), Domain::PyRaw),
+            (Domain::PyRaw, Asked::Interpreter, Some(&items), Domain::PyRaw),
+            // Nobody's.
+            (Domain::Malloc, Asked::Unknown, Some(&other), Domain::Malloc),
+            (Domain::Malloc, Asked::Interpreter, Some(&other), Domain::PyRaw),
+            (Domain::PyObject, Asked::Unknown, Some(&other), Domain::PyMem),
+            // Freed, or not looked into.
+            (Domain::PyObject, Asked::Unknown, None, Domain::PyObject),
+            (Domain::PyObject, Asked::PyMem, None, Domain::PyMem),
+            (Domain::Malloc, Asked::PyObject, None, Domain::PyObject),
+            (Domain::Malloc, Asked::Unknown, None, Domain::Malloc),
+        ];
+        for (domain, asked, content, expected) in cases {
+            assert_eq!(domain_of(domain, asked, content), expected, "{domain:?} {asked:?} {content:?}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use super::content::{Found, ObjectReader};
 use super::types::Kind;
 use super::wanted::Wanted;
 use crate::heap::Pools;
+use crate::model::Family;
 use crate::target::{MemoryRange, ProcessMemory};
 
 /// Bytes of a large block that are looked through: structs of C with pointers are not larger.
@@ -242,13 +243,15 @@ impl ObjectReader {
 }
 
 impl Part {
-    /// Whether CPython 3.`minor` asks `PyObject_Malloc` for it, and not `PyMem_Malloc`: `new_keys_object` in
-    /// `Objects/dictobject.c` up to 3.12, `Objects/bytearrayobject.c`.
-    pub const fn is_of_objects(self, minor: u8) -> bool {
+    /// Which of its allocators CPython 3.`minor` asks for it: `PyObject_Malloc` in `new_keys_object` of
+    /// `Objects/dictobject.c` up to 3.12, and in `Objects/bytearrayobject.c`. A type of an extension may have its
+    /// memory from anywhere.
+    pub const fn family(self, minor: u8) -> Option<Family> {
         match self {
-            Self::Keys => minor < 13,
-            Self::Buffer => true,
-            _ => false,
+            Self::Memory => None,
+            Self::Keys if minor < 13 => Some(Family::Object),
+            Self::Buffer => Some(Family::Object),
+            _ => Some(Family::Mem),
         }
     }
 
