@@ -193,8 +193,6 @@ fn domain_of(probed: Domain, asked: Asked, content: Option<&Content>) -> Domain 
         Asked::Unknown | Asked::Arena | Asked::Interpreter => None,
     };
     match content {
-        // Here the function itself was probed.
-        _ if probed == Domain::PyRaw => probed,
         Some(Content { type_name: Some(_), part: None, .. }) => Domain::PyObject,
         Some(Content { family: Some(Family::Object), .. }) => by_call.unwrap_or(Domain::PyObject),
         Some(Content { family: Some(Family::Mem), .. }) => by_call.unwrap_or(Domain::PyMem),
@@ -292,7 +290,9 @@ mod tests {
             (Domain::Malloc, Asked::Interpreter, Some(&memory), Domain::PyMem),
             (Domain::PyObject, Asked::Unknown, Some(&memory), Domain::PyMem),
             (Domain::PyRaw, Asked::Unknown, Some(&memory), Domain::PyRaw),
-            (Domain::PyRaw, Asked::Interpreter, Some(&items), Domain::PyRaw),
+            // What is too large for the pools is asked of `PyMem_RawMalloc` by the other allocators.
+            (Domain::PyRaw, Asked::Unknown, Some(&is_object), Domain::PyObject),
+            (Domain::PyRaw, Asked::PyMem, Some(&other), Domain::PyMem),
             // Nobody's.
             (Domain::Malloc, Asked::Unknown, Some(&other), Domain::Malloc),
             (Domain::Malloc, Asked::Interpreter, Some(&other), Domain::PyRaw),
