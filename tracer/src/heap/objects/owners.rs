@@ -230,8 +230,9 @@ impl ObjectReader {
             (Kind::ByteArray, 32) => Part::Buffer,
             (Kind::Deque, 24 | 32) => Part::Blocks,
             (Kind::Str, _) if self.types.is_text_pointer(bytes, found.at, field) => Part::Text,
-            // They hold no pointers, but their bytes may look like some.
+            // What else they hold are numbers and texts, which may look like pointers.
             (Kind::Str | Kind::Float | Kind::Bytes, _) => return None,
+            (Kind::List | Kind::Dict | Kind::Set | Kind::ByteArray, _) => return None,
             // Iterators, methods, frames: what they lead to are objects.
             (Kind::Tuple | Kind::Reused, _) => return None,
             // `_co_unique_id`, which only free-threaded builds set, since 3.14.
