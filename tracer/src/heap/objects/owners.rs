@@ -40,6 +40,9 @@ pub struct Owner {
 /// What an object has a block of memory for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
+    /// What a code object remembers of its last runs: up to 3.10, `co_opcache`, with pointers to objects that may be
+    /// gone.
+    Cache,
     /// Something else.
     Memory,
     /// Items of a list.
@@ -61,6 +64,7 @@ pub enum Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Cache => "cache",
             Self::Memory => "memory",
             Self::Items => "items",
             Self::Keys => "keys",
@@ -77,8 +81,16 @@ impl fmt::Display for Part {
 #[derive(Default)]
 struct Claims {
     owned: HashMap<u64, Owner>,
-    /// From blocks that are no objects, to wanted ones.
-    links: Vec<(u64, u64)>,
+    links: Vec<Link>,
+}
+
+/// A pointer in a block that is no object, to a wanted one.
+#[derive(Clone, Copy)]
+struct Link {
+    from: u64,
+    /// Offset of the pointer.
+    at: usize,
+    to: u64,
 }
 
 impl ObjectReader {
@@ -97,15 +109,15 @@ impl ObjectReader {
         let mut between: Vec<u64> = claims
             .links
             .iter()
-            .filter(|(from, to)| !claims.owned.contains_key(to) && !claims.owned.contains_key(from))
-            .map(|(from, _)| *from)
+            .filter(|link| !claims.owned.contains_key(&link.to) && !claims.owned.contains_key(&link.from))
+            .map(|link| link.from)
             .collect();
         between.sort_unstable();
         between.dedup();
         if !between.is_empty() {
             let more = self.claims(memory, pools, large, &between);
-            for (addr, owner) in more.owned.into_iter().filter(|(_, owner)| owner.part.leads_on()) {
-                claims.owned.entry(addr).or_insert(Owner { part: Part::Memory, ..owner });
+            for (addr, owner) in more.owned {
+                claims.owned.entry(addr).or_insert(owner);
             }
             follow(&mut claims);
             let wanted: HashSet<u64> = wanted.iter().copied().collect();
@@ -183,7 +195,8 @@ impl ObjectReader {
             let found = object.get_or_insert_with(|| self.find(memory, addr, bytes));
             let Some(found) = found else {
                 if offset == self.hook_bytes as u64 {
-                    claims.links.push((addr, block));
+                    let at = (index * 8).wrapping_sub(self.hook_bytes);
+                    claims.links.push(Link { from: addr, at, to: block });
                 }
                 continue;
             };
@@ -237,6 +250,7 @@ impl ObjectReader {
             (Kind::Tuple | Kind::Reused, _) => return None,
             // `_co_unique_id`, which only free-threaded builds set, since 3.14.
             (Kind::Code, 184) if self.minor >= 14 => return None,
+            (Kind::Code, _) if self.minor <= 10 => Part::Cache,
             _ => Part::Memory,
         };
         (behind == 0).then_some(part)
@@ -256,28 +270,33 @@ impl Part {
         }
     }
 
-    /// Whether there are pointers to more memory of the owner in it. Items, keys and values are objects, and what is
-    /// behind the last of them is what the block had before.
-    const fn leads_on(self) -> bool {
-        matches!(self, Self::Memory | Self::Blocks)
+    /// Whether a pointer at that offset in it leads to more memory of the owner. Items, keys and values are objects,
+    /// and what is behind the last of them is what the block had before; so is what a `deque` has between its links
+    /// (`struct BLOCK` in `Modules/_collectionsmodule.c`).
+    const fn leads_on(self, at: usize) -> bool {
+        match self {
+            Self::Memory => true,
+            Self::Blocks => matches!(at, 0 | 520),
+            _ => false,
+        }
     }
 }
 
 /// Gives what owned blocks lead to the same owner.
 fn follow(claims: &mut Claims) {
-    let mut links: HashMap<u64, Vec<u64>> = HashMap::new();
-    for (from, to) in &claims.links {
-        links.entry(*from).or_default().push(*to);
+    let mut links: HashMap<u64, Vec<Link>> = HashMap::new();
+    for link in &claims.links {
+        links.entry(link.from).or_default().push(*link);
     }
     let mut ends: Vec<u64> = links.keys().copied().filter(|from| claims.owned.contains_key(from)).collect();
     while let Some(from) = ends.pop() {
-        let Some(owner) = claims.owned.get(&from).filter(|owner| owner.part.leads_on()).cloned() else {
-            continue;
-        };
-        for to in links.remove(&from).unwrap_or_default() {
-            if let Entry::Vacant(vacant) = claims.owned.entry(to) {
+        let Some(owner) = claims.owned.get(&from).cloned() else { continue };
+        for link in links.remove(&from).unwrap_or_default() {
+            if owner.part.leads_on(link.at)
+                && let Entry::Vacant(vacant) = claims.owned.entry(link.to)
+            {
                 vacant.insert(owner.clone());
-                ends.push(to);
+                ends.push(link.to);
             }
         }
     }
@@ -287,6 +306,10 @@ fn follow(claims: &mut Claims) {
 mod tests {
     use super::*;
 
+    fn link((from, at, to): (u64, usize, u64)) -> Link {
+        Link { from, at, to }
+    }
+
     fn owner() -> Owner {
         Owner { addr: 1, type_name: "collections.deque".into(), part: Part::Blocks }
     }
@@ -295,19 +318,25 @@ mod tests {
     fn a_chain_of_blocks_has_the_owner_of_its_first() {
         let mut claims = Claims::default();
         claims.owned.insert(10, owner());
-        claims.links = vec![(30, 40), (20, 30), (10, 20), (50, 60)];
+        claims.links =
+            [(30, 520, 40), (20, 0, 30), (10, 520, 20), (50, 0, 60), (20, 64, 70)].map(link).to_vec();
         follow(&mut claims);
         assert_eq!(claims.owned.get(&40), Some(&owner()));
         assert_eq!(claims.owned.get(&60), None);
+        // An item that was taken out.
+        assert_eq!(claims.owned.get(&70), None);
     }
 
-    /// A list's items have room behind the last one, in which anything may have been left.
+    /// A list's items have room behind the last one, in which anything may have been left; what code remembers may
+    /// be gone.
     #[test]
-    fn items_lead_to_no_more_memory() {
-        let mut claims = Claims::default();
-        claims.owned.insert(10, Owner { part: Part::Items, ..owner() });
-        claims.links = vec![(10, 20)];
-        follow(&mut claims);
-        assert_eq!(claims.owned.get(&20), None);
+    fn items_and_caches_lead_to_no_more_memory() {
+        for (part, leads_on) in [(Part::Items, false), (Part::Cache, false), (Part::Memory, true)] {
+            let mut claims = Claims::default();
+            claims.owned.insert(10, Owner { part, ..owner() });
+            claims.links = vec![link((10, 0, 20))];
+            follow(&mut claims);
+            assert_eq!(claims.owned.contains_key(&20), leads_on, "{part}");
+        }
     }
 }
