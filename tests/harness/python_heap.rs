@@ -122,7 +122,7 @@ pub fn left_by(function: &str, minor: u32) -> Vec<Block> {
         "mem_calloc_large" => vec![raw("py-mem", 3000)],
         "mem_realloc" => vec![raw("py-mem", 200)],
         "mem_realloc_large" => vec![raw("py-mem", 2000)],
-        "object_malloc" => vec![raw("py-object", 33)],
+        "object_malloc" | "object_malloc_where_a_global_was" => vec![raw("py-object", 33)],
         "object_malloc_512" => vec![raw("py-object", 512)],
         "object_malloc_513" => vec![raw("py-object", 513)],
         "object_malloc_nothing" => vec![raw("py-object", 0)],

@@ -103,6 +103,25 @@ def object_malloc(count):
         leaky.object_malloc(33)
 
 
+def object_malloc_where_a_global_was(count):
+    for _ in after_a_global(count):
+        leaky.object_malloc(33)
+
+
+def after_a_global(count):
+    """Up to 3.10, code that has run a thousand times keeps where it last found each global, also when that is gone."""
+    global kept
+    kept = bytes(bytearray(10))
+    for _ in range(2000):
+        read_kept()
+    kept = None
+    return range(count)
+
+
+def read_kept():
+    return kept
+
+
 def object_malloc_512(count):
     for _ in range(count):
         leaky.object_malloc(512)
@@ -224,6 +243,7 @@ LEAKS = [
     mem_realloc,
     mem_realloc_large,
     object_malloc,
+    object_malloc_where_a_global_was,
     object_malloc_512,
     object_malloc_513,
     object_malloc_nothing,
