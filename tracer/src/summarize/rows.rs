@@ -283,6 +283,8 @@ mod tests {
             (Domain::PyObject, Asked::PyMem, Some(&is_object), Domain::PyObject),
             (Domain::Malloc, Asked::Unknown, Some(&keys), Domain::PyObject),
             (Domain::Malloc, Asked::Interpreter, Some(&items), Domain::PyMem),
+            (Domain::Malloc, Asked::Unknown, Some(&items), Domain::PyMem),
+            (Domain::PyRaw, Asked::Unknown, Some(&items), Domain::PyMem),
             (Domain::PyObject, Asked::PyObject, Some(&items), Domain::PyObject),
             // An extension's object may have memory from anywhere.
             (Domain::Malloc, Asked::Unknown, Some(&memory), Domain::Malloc),

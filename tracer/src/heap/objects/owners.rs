@@ -339,4 +339,13 @@ mod tests {
             assert_eq!(claims.owned.contains_key(&20), leads_on, "{part}");
         }
     }
+
+    #[test]
+    fn parts_are_of_the_allocator_that_cpython_takes_them_from() {
+        assert_eq!(Part::Keys.family(12), Some(Family::Object));
+        assert_eq!(Part::Keys.family(13), Some(Family::Mem));
+        assert_eq!(Part::Buffer.family(13), Some(Family::Object));
+        assert_eq!(Part::Items.family(8), Some(Family::Mem));
+        assert_eq!(Part::Memory.family(11), None);
+    }
 }
