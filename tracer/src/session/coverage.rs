@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use tracer_common::probe::Domain;
 
 use super::balance::Shares;
+use super::heaps::PoolUse;
 use super::traced::Traced;
-use super::verify::PoolUse;
 use crate::model::Coverage;
 
 /// The domains that are traced; `asked` are those named by the user.

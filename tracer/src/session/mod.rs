@@ -8,6 +8,7 @@ mod detacher;
 mod doubts;
 mod family;
 mod finish;
+mod heaps;
 mod live;
 mod modules;
 mod own_pages;

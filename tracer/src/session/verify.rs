@@ -10,16 +10,15 @@ use tracer_common::event::{ContentRecord, Header, Kind};
 use tracer_common::probe::Domain;
 
 use super::balance::{Balance, Count, Told};
+use super::heaps::{PoolUse, known};
 use super::live::{EVERYTHING, GRACE, Live, now_ns};
 use super::traced::Traced;
-use crate::heap::glibc::{self, GlibcHeap};
+use crate::heap::glibc;
 use crate::heap::objects::{self, Part};
-use crate::heap::{
-    Allocator, BlockState, HeapUnknown, Interpreter, ObjectReader, Pools, PymallocHeap, PythonAllocators,
-};
+use crate::heap::{BlockState, Interpreter, ObjectReader, Pools, PymallocHeap};
 use crate::ledger::SizeLimits;
 use crate::model::{Content, Event, Family};
-use crate::target::{MemoryRange, ProcessMemory, Target};
+use crate::target::{MemoryRange, ProcessMemory};
 
 /// Bytes of a block of the C library that are read to tell what is in it.
 const START_BYTES: usize = 4096;
@@ -29,57 +28,6 @@ const LARGEST_BYTES: u64 = 64 << 20;
 
 /// Blocks of the C library that are read at once.
 const BATCH: usize = 512;
-
-/// The allocators of one target, found when they are first asked.
-#[derive(Default)]
-pub struct Heaps {
-    interpreter: Option<Interpreter>,
-    glibc: Option<GlibcHeap>,
-}
-
-impl Heaps {
-    fn interpreter(&mut self, target: &Target) -> Option<&Interpreter> {
-        if self.interpreter.is_none() && target.cpython.is_some() {
-            self.interpreter = known(Interpreter::open(target));
-        }
-        self.interpreter.as_ref()
-    }
-
-    /// What serves the requests for objects.
-    fn pool_use(&mut self, target: &Target, memory: &ProcessMemory) -> PoolUse {
-        let Some(interpreter) = self.interpreter(target) else { return PoolUse::Pymalloc };
-        match known(PythonAllocators::read(interpreter, memory))
-            .map(|served| served.object.innermost().clone())
-        {
-            Some(Allocator::Malloc) => PoolUse::Malloc,
-            Some(Allocator::Mimalloc) => PoolUse::Mimalloc,
-            _ => PoolUse::Pymalloc,
-        }
-    }
-
-    fn glibc(&mut self, target: &Target) -> Option<&GlibcHeap> {
-        if self.glibc.is_none() {
-            self.glibc = GlibcHeap::locate(target).inspect_err(|error| log::info!("not asked: {error}")).ok();
-        }
-        self.glibc.as_ref()
-    }
-}
-
-/// Whether CPython's pools are in use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PoolUse {
-    /// They are, as far as is known.
-    #[default]
-    Pymalloc,
-    /// Everything is asked of the C library, and seen there.
-    Malloc,
-    /// CPython's own mimalloc serves, which is not traced.
-    Mimalloc,
-}
-
-fn known<T>(looked: Result<T, HeapUnknown>) -> Option<T> {
-    looked.inspect_err(|error| log::info!("not asked: {error}")).ok()
-}
 
 /// What was found in blocks, and the numbers under which events name it.
 struct Findings<'a> {
