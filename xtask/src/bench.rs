@@ -11,6 +11,7 @@ use crate::workspace;
 
 mod attach;
 mod claims;
+mod effort;
 mod figures;
 mod machine;
 mod measure;
@@ -26,7 +27,8 @@ mod table;
 mod targets;
 mod tools;
 
-use figures::{Effort, Figures};
+use effort::Effort;
+use figures::Figures;
 use machine::Machine;
 use measure::Bench;
 use page::Page;

@@ -8,11 +8,13 @@ use anyhow::{Context as _, Result, bail};
 
 use super::attach::{self, Attached};
 use super::peers::Peers;
-use super::stacks;
 use super::table::Sample;
 use super::targets::{Program, Target, Work};
 use super::tools::Tool;
 use crate::process::capture;
+
+/// Frames that the kernel's own stack is asked for.
+pub const GET_STACK_FRAMES: u32 = 20;
 
 /// Milliseconds of work before anything is measured: caches, and the first hits of each probe.
 const WARM_UP_MS: u32 = 100;
@@ -71,9 +73,9 @@ impl Bench<'_> {
         let recording = attach::recording();
         let dump = capture(Command::new(self.memtrace).args(["report", "--dump"]).arg(&recording))?;
         fs::remove_file(&recording).with_context(|| format!("remove {}", recording.display()))?;
-        let (all, of_python) = stacks::deepest(&dump).context("no stack was taken")?;
+        let (all, of_python) = deepest(&dump).context("no stack was taken")?;
         let (seen, wanted) = match program {
-            Program::Pairs { .. } if tool == Tool::ProbeGetStack => (all, stacks::DEPTHS[0]),
+            Program::Pairs { .. } if tool == Tool::ProbeGetStack => (all, GET_STACK_FRAMES),
             Program::Pairs { frames, .. } => (all, frames),
             Program::Stacks { frames, .. } => (of_python, frames),
             Program::Server(_) | Program::Pools(_) => bail!("it is not measured by its stacks"),
@@ -82,5 +84,30 @@ impl Bench<'_> {
             bail!("the stack has {wanted} frames, and {seen} were seen");
         }
         Ok(seen)
+    }
+}
+
+/// Frames of the deepest stack in the dump of a recording, all of them and those of Python.
+fn deepest(dump: &str) -> Option<(usize, usize)> {
+    let stacks =
+        dump.lines().filter_map(|line| line.split_once(" end=").filter(|_| line.contains(" stack ")));
+    let frames = stacks.map(|(_, frames)| {
+        let frames: Vec<&str> = frames.split(' ').skip(1).collect();
+        (frames.len(), frames.iter().filter(|frame| frame.starts_with("python:")).count())
+    });
+    frames.max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deepest_stack_is_found_in_a_dump() {
+        let dump = "@1 events 3\n  +5 allocate target=0 tid=3 malloc addr=0x1 size=5 stack=0x2\n  \
+                    -7 stack target=0 tid=3 malloc id=0x2 end=Complete 0x1 python:0x10:5 0x3\n  \
+                    +9 stack target=0 tid=3 malloc id=0x3 end=Cut 0x1\nwhole\n";
+        assert_eq!(deepest(dump), Some((3, 1)));
+        assert_eq!(deepest("whole\n"), None);
     }
 }

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use super::claims::Claim;
-use super::figures::{BLOCK_BYTES, Effort, Figures, Lossless, Memory, Pairs, Server};
+use super::effort::Effort;
+use super::figures::{BLOCK_BYTES, Figures, Lossless, Memory, Pairs, Server};
 use super::machine::Machine;
 use super::samples::ratio;
 use super::table::{Row, Table};

@@ -1,6 +1,6 @@
 //! What a block of CPython's pools costs: taken and put back.
 
-use super::figures::Effort;
+use super::effort::Effort;
 use super::measure::Bench;
 use super::table::Table;
 use super::targets::{Program, Python, Work};

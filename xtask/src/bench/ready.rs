@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::figures::Effort;
+use super::effort::Effort;
 use super::samples::Samples;
 use super::started::Started;
 use super::targets::{DEBIAN_PYTHON, Target, build_dir};

@@ -1,14 +1,14 @@
 //! What a stack costs: memtrace's own, and the kernel's `bpf_get_stack` beside it.
 
-use super::figures::Effort;
-use super::measure::Bench;
+use super::effort::Effort;
+use super::measure::{Bench, GET_STACK_FRAMES};
 use super::table::Table;
 use super::targets::{Program, Python, Work};
 use super::tools::Tool;
 use crate::process::say;
 
-/// Depths of the stacks; the kernel is asked for as many frames as the first has.
-pub const DEPTHS: [u32; 2] = [20, 40];
+/// Depths of the stacks.
+pub const DEPTHS: [u32; 2] = [GET_STACK_FRAMES, 40];
 
 /// Stacks of one program, at each of [`DEPTHS`].
 #[derive(Clone, Debug)]
@@ -76,17 +76,6 @@ pub fn stacks(bench: &Bench, effort: &Effort, pythons: &[Python]) -> Vec<Stacks>
     figures
 }
 
-/// Frames of the deepest stack in the dump of a recording, all of them and those of Python.
-pub fn deepest(dump: &str) -> Option<(usize, usize)> {
-    let stacks =
-        dump.lines().filter_map(|line| line.split_once(" end=").filter(|_| line.contains(" stack ")));
-    let frames = stacks.map(|(_, frames)| {
-        let frames: Vec<&str> = frames.split(' ').skip(1).collect();
-        (frames.len(), frames.iter().filter(|frame| frame.starts_with("python:")).count())
-    });
-    frames.max()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::table::{Row, Sample};
@@ -109,14 +98,5 @@ mod tests {
         assert_eq!(figure.frame_ns(), Some(20.0));
         assert_eq!(Stacks::new(None).frame_ns(), None);
         assert_eq!(Stacks::new(Some("py".into())).of_get_stack(), None);
-    }
-
-    #[test]
-    fn the_deepest_stack_is_found_in_a_dump() {
-        let dump = "@1 events 3\n  +5 allocate target=0 tid=3 malloc addr=0x1 size=5 stack=0x2\n  \
-                    -7 stack target=0 tid=3 malloc id=0x2 end=Complete 0x1 python:0x10:5 0x3\n  \
-                    +9 stack target=0 tid=3 malloc id=0x3 end=Cut 0x1\nwhole\n";
-        assert_eq!(deepest(dump), Some((3, 1)));
-        assert_eq!(deepest("whole\n"), None);
     }
 }
