@@ -52,6 +52,20 @@ impl Config {
     };
 }
 
+/// Whether calls count that are traced for a while only. Written by user space while programs run. All zeroes =
+/// everything counts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gate {
+    /// Not 0 where calls that begin now are left out, except those that map memory.
+    pub is_closed: u64,
+    /// Number of the window. What began in an earlier one is not waited for.
+    pub window: u64,
+}
+
+/// Counters of [`crate::probe::Cookie::of_counter`] cookies.
+pub const COUNTERS_OF_HITS: u32 = 1 << 14;
+
 /// What the kernel side knows of a process, by process id.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -257,6 +257,12 @@ impl Cookie {
         Self((target as u64) << 8)
     }
 
+    /// The cookie of a probe that counts its hits in the cell with this number, below
+    /// [`crate::config::COUNTERS_OF_HITS`].
+    pub const fn of_counter(cell: u16) -> Self {
+        Self::of_target(cell)
+    }
+
     /// The cookie of `function` in the target with index `target`.
     pub const fn new(function: Function, target: u16) -> Self {
         let (size, count, flags) = match function.action() {

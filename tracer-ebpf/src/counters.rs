@@ -14,10 +14,10 @@ pub fn count(counter: Counter) {
     }
 }
 
-/// Adds one to the hits.
+/// Adds one to the hits in `cell`.
 #[inline(always)]
-pub fn count_hit() {
-    if let Some(cell) = HITS.get_ptr_mut(0) {
+pub fn count_hit(cell: u16) {
+    if let Some(cell) = HITS.get_ptr_mut(cell.into()) {
         add_one(cell);
     }
 }

@@ -7,6 +7,7 @@
 mod code;
 mod counters;
 mod emit;
+mod gate;
 mod lost;
 mod maps;
 mod memory;

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{self, ArrayOfMaps};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
-use tracer_common::config::{Config, TargetEntry};
+use tracer_common::config::{COUNTERS_OF_HITS, Config, Gate, TargetEntry};
 use tracer_common::counter::Counter;
 use tracer_common::event::Stack;
 use tracer_common::lost;
@@ -83,9 +83,13 @@ pub static IMAGES: HashMap<u32, u64> = HashMap::with_max_entries(65_536, BPF_F_N
 #[map]
 pub static LOST_FREES: Array<u64> = Array::with_max_entries(lost::CELLS, BPF_F_MMAPABLE);
 
-/// Hits of `count_hit`, by which user space measures the rate of calls before it traces them.
+/// Whether calls count that are traced for a while only, written by user space.
 #[map]
-pub static HITS: Array<u64> = Array::with_max_entries(1, 0);
+pub static GATE: Array<Gate> = Array::with_max_entries(1, 0);
+
+/// Hits of `count_hit`, by the cell in its cookie: by them user space measures the rate of calls.
+#[map]
+pub static HITS: Array<u64> = Array::with_max_entries(COUNTERS_OF_HITS, 0);
 
 /// One cell per [`Counter`], added to atomically.
 #[map]

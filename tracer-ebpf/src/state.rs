@@ -19,6 +19,8 @@ pub struct ThreadState {
     /// Whether the function may throw: its return address stays in place, and it may be left by an
     /// exception.
     pub may_throw: u64,
+    /// Number of the window of time in which it was entered.
+    pub entered_in: u64,
     /// Bytes asked for.
     pub size_bytes: u64,
     /// Address of the memory that the call gives back; 0 where there is none.

@@ -12,9 +12,12 @@ use tracer_common::native::Registers;
 use tracer_common::probe::Cookie;
 
 use crate::counters::count;
-use crate::lost;
 use crate::maps::{IDLE_THREAD, IMAGES, THREADS};
 use crate::state::ThreadState;
+use crate::{gate, lost};
+
+/// In place of the number of a window: of a call whose probes stay.
+const ALWAYS: u64 = u64::MAX;
 
 /// The stack and frame pointer of a probed thread.
 #[inline(always)]
@@ -35,7 +38,7 @@ fn current_tid() -> u32 {
 /// its return address; where that is gone, it was left by an exception.
 #[inline(always)]
 fn is_inner(state: &ThreadState, sp: u64) -> bool {
-    if state.entry_sp == 0 || sp > state.entry_sp {
+    if state.entry_sp == 0 || sp > state.entry_sp || is_of_earlier_window(state) {
         return false;
     }
     let may_throw = state.may_throw != 0;
@@ -45,6 +48,13 @@ fn is_inner(state: &ThreadState, sp: u64) -> bool {
     // SAFETY: a user read may fail; it touches no memory of ours.
     let is_in_place = unsafe { bpf_probe_read_user(state.entry_sp as *const u64) } == Ok(state.caller);
     if sp == state.entry_sp { !is_in_place } else { is_in_place }
+}
+
+/// Whether the end of the call in `state` is not to be seen any more: the probes were taken away meanwhile. Those of
+/// mappings never are.
+#[inline(always)]
+fn is_of_earlier_window(state: &ThreadState) -> bool {
+    state.entered_in != ALWAYS && state.entered_in != gate::window()
 }
 
 /// Whether the current thread is inside a traced call at `sp`.
@@ -70,13 +80,14 @@ pub fn begin<C: EbpfContext>(
     if is_inner(state, sp) {
         return None;
     }
-    if state.entry_sp != 0 && state.may_throw == 0 {
+    if state.entry_sp != 0 && state.may_throw == 0 && !is_of_earlier_window(state) {
         count(Counter::ReturnLost);
         debug!(context, "thread {} never returned from function {}", current_tid(), state.function);
     }
     // SAFETY: a user read may fail; it touches no memory of ours.
     state.caller = unsafe { bpf_probe_read_user(sp as *const u64) }.unwrap_or(0);
     state.entry_sp = sp;
+    state.entered_in = if cookie.is_mapping() { ALWAYS } else { gate::window() };
     state.function = cookie.function() as u64;
     state.stack.stack.target = cookie.target();
     state.may_throw = cookie.may_throw() as u64;
@@ -149,6 +160,10 @@ pub fn end(cookie: Cookie, sp: u64) -> Option<&'static ThreadState> {
     // SAFETY: the entry is written by this thread's own programs alone, and they do not nest.
     let state = unsafe { &mut *state };
     if state.entry_sp == 0 || sp < state.entry_sp + 8 {
+        return None;
+    }
+    if is_of_earlier_window(state) {
+        state.entry_sp = 0;
         return None;
     }
     let may_throw = state.may_throw != 0;

@@ -12,6 +12,7 @@
 pub mod cli;
 pub mod doctor;
 pub mod exit;
+pub mod govern;
 pub mod heap_command;
 pub mod session;
 

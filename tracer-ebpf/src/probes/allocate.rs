@@ -12,7 +12,7 @@ use super::{
 use crate::counters::count;
 use crate::emit::{emit_allocation, emit_gone};
 use crate::state::ThreadState;
-use crate::{stack, thread};
+use crate::{gate, stack, thread};
 
 /// Flags of `mmap`, asm-generic/mman-common.h.
 const MAP_FIXED: u64 = 0x10;
@@ -56,6 +56,9 @@ pub fn allocate_leave(context: ProbeContext) -> u32 {
 #[inline(always)]
 fn enter(context: &ProbeContext) -> bool {
     let cookie = cookie(context);
+    if gate::leaves_out(cookie) {
+        return false;
+    }
     let registers = thread::registers(context.regs);
     if cookie.moves_break() {
         // sbrk(0) only asks where the break is.

@@ -4,6 +4,7 @@
 use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
+use super::cookie;
 use crate::counters;
 
 /// Does nothing at an entry.
@@ -20,7 +21,7 @@ pub fn empty_exit(_context: RetProbeContext) -> u32 {
 
 /// Counts.
 #[uprobe]
-pub fn count_hit(_context: ProbeContext) -> u32 {
-    counters::count_hit();
+pub fn count_hit(context: ProbeContext) -> u32 {
+    counters::count_hit(cookie(&context).target());
     0
 }

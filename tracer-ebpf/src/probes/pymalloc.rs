@@ -16,7 +16,7 @@ use tracer_common::probe::{BlockPlace, Cookie};
 use super::{cookie, size_is_wanted};
 use crate::counters::count;
 use crate::emit::{emit, emit_allocation, header};
-use crate::{lost, stack, thread};
+use crate::{gate, lost, stack, thread};
 
 /// Offset of `szidx` in CPython's `struct pool_header`, `Objects/obmalloc.c`, 3.8 to 3.15.
 const SIZE_INDEX: u64 = 36;
@@ -35,6 +35,9 @@ pub fn pool_take(context: ProbeContext) -> u32 {
 #[uprobe]
 pub fn pool_put(context: ProbeContext) -> u32 {
     let cookie = cookie(&context);
+    if gate::leaves_out(cookie) {
+        return 0;
+    }
     let Some(addr) = block(context.regs, cookie) else {
         count(Counter::ReadFailed);
         return 0;
@@ -48,6 +51,9 @@ pub fn pool_put(context: ProbeContext) -> u32 {
 #[inline(always)]
 fn take(context: &ProbeContext) {
     let cookie = cookie(context);
+    if gate::leaves_out(cookie) {
+        return;
+    }
     let Some(addr) = block(context.regs, cookie) else { return count(Counter::ReadFailed) };
     let pool = addr & !(cookie.block().pool_bytes() - 1);
     // SAFETY: a user read may fail; it touches no memory of ours.

@@ -7,7 +7,7 @@ use tracer_common::event::{Kind, ReleaseRecord};
 
 use super::{argument, cookie, follow, is_return};
 use crate::emit::{emit, header};
-use crate::{lost, thread};
+use crate::{gate, lost, thread};
 
 /// At the entry.
 #[uprobe]
@@ -37,6 +37,9 @@ pub fn release(context: ProbeContext) -> u32 {
 #[inline(always)]
 fn enter(context: &ProbeContext) -> bool {
     let cookie = cookie(context);
+    if gate::leaves_out(cookie) {
+        return false;
+    }
     let addr = argument(context, cookie.old_argument());
     if addr == 0 {
         return false;

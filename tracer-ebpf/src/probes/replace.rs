@@ -9,7 +9,7 @@ use tracer_common::probe::Cookie;
 
 use super::{FIRST_ERROR, argument, cookie, follow, is_return, returned, size_bytes, size_is_wanted};
 use crate::emit::{emit, emit_allocation, emit_begin, header};
-use crate::{lost, stack, thread};
+use crate::{gate, lost, stack, thread};
 
 /// At the entry.
 #[uprobe]
@@ -39,6 +39,9 @@ pub fn replace(context: ProbeContext) -> u32 {
 #[inline(always)]
 fn enter(context: &ProbeContext) -> bool {
     let cookie = cookie(context);
+    if gate::leaves_out(cookie) {
+        return false;
+    }
     let registers = thread::registers(context.regs);
     let old_addr = argument(context, cookie.old_argument());
     let Some(state) = thread::begin(context, cookie, registers.sp, old_addr) else { return false };

@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use aya::programs::ProgramError;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use thiserror::Error;
+use tracer_common::config::COUNTERS_OF_HITS;
 use tracer_common::probe::{Action, Cookie, Function};
 
-use super::holder::Holder;
+use super::holder::{Holders, let_go};
 use super::hooks::{Hook, Purpose};
 use super::kernel::{Kernel, KernelError};
 use super::multi::Sites;
@@ -78,12 +79,12 @@ pub struct Links {
 
 /// What holds probes in place. Only ever dropped.
 enum Link {
-    Many { _fd: OwnedFd },
+    Many(OwnedFd),
     One { _link: UProbeLink },
 }
 
 /// Device, inode and offset: what the kernel knows a probe by.
-type FileOffset = (u64, u64, u64);
+pub(super) type FileOffset = (u64, u64, u64);
 
 /// A probe that could not be placed, and need not be.
 #[derive(Clone, Debug)]
@@ -94,12 +95,15 @@ pub struct Skipped {
     pub reason: String,
 }
 
+/// The cell of counts that serves all sites behind it.
+const LAST_CELL: u16 = COUNTERS_OF_HITS as u16 - 1;
+
 /// A process to attach to.
 #[derive(Clone, Copy, Debug)]
 pub struct Attachee {
     /// Process id.
     pub tgid: u32,
-    /// Index of the target.
+    /// Index of the target; where calls are counted, the cell of the first site.
     pub index: u16,
     /// What the probes are for.
     pub purpose: Purpose,
@@ -127,36 +131,7 @@ impl Links {
     ) -> Result<Vec<Skipped>, AttachError> {
         let tgid = NonZeroU32::new(attachee.tgid).ok_or(AttachError::Gone(attachee.tgid))?;
         let has_sessions = kernel.multi().is_some_and(|multi| multi.has_sessions());
-        let mut groups: BTreeMap<(Hook, u32), Vec<Probe<'_>>> = BTreeMap::new();
-        for site in sites {
-            let Some((file, path)) = file_of(site.module) else { continue };
-            if !self.place(file, site.file_offset) {
-                continue;
-            }
-            let cookie = Cookie::new(site.function, attachee.index);
-            let cookie = if site.takes_context { cookie.with_context() } else { cookie };
-            let probe = match site.block {
-                None => {
-                    let offset = site.file_offset + u64::from(placement(site).offset);
-                    Probe { site, path, file: path_of(file), offset, cookie }
-                }
-                Some(block) => {
-                    let cookie = cookie.with_block(block);
-                    Probe { site, path, file: path_of(file), offset: site.file_offset, cookie }
-                }
-            };
-            for hook in Hook::of(site.function, attachee.purpose, has_sessions) {
-                let group = groups.entry((hook, site.module)).or_default();
-                if hook.at_rets() {
-                    // Functions share the code at their ends.
-                    let rets = site.ret_offsets.iter().filter(|offset| self.place(file, **offset));
-                    group.extend(rets.map(|offset| Probe { offset: *offset, ..probe.clone() }));
-                } else {
-                    group.push(probe.clone());
-                }
-            }
-        }
-        groups.retain(|_, probes| !probes.is_empty());
+        let groups = group(&mut self.placed, attachee, sites, has_sessions, file_of);
         if let Some(multi) = kernel.multi() {
             multi.load_all(groups.keys().map(|(hook, _)| (hook.program(), hook.kind())));
         }
@@ -194,11 +169,6 @@ impl Links {
                 false
             }
         }
-    }
-
-    /// Whether nothing was probed there yet. From now on something is.
-    fn place(&mut self, file: &File, offset: u64) -> bool {
-        identity(file, offset).is_some_and(|identity| self.placed.insert(identity))
     }
 
     /// By the best links that the kernel has for it.
@@ -253,7 +223,7 @@ impl Links {
     ) -> io::Result<()> {
         let multi = kernel.multi().ok_or(io::ErrorKind::Unsupported)?;
         let fd = multi.link(hook.program(), hook.kind(), &CString::new(path)?, &sites, tgid.get())?;
-        self.links.push(Link::Many { _fd: fd });
+        self.links.push(Link::Many(fd));
         self.many.entry(path.to_owned()).or_default().extend(sites.offsets);
         Ok(())
     }
@@ -325,22 +295,82 @@ impl Drop for Links {
         if self.links.is_empty() {
             return;
         }
-        // Closed here, the links are still the holder's: it lets go of them, whatever happens to this process.
-        let holder = Holder::new().inspect_err(|error| log::info!("probes are taken away here: {error}"));
-        while self.links.pop().is_some() {}
-        if let Ok(holder) = holder {
-            holder.end();
+        // Closed here, the links are still the holders': they let go of them, whatever happens to this process.
+        let (many, single): (Vec<Link>, Vec<Link>) =
+            self.links.drain(..).partition(|link| matches!(link, Link::Many(_)));
+        if !single.is_empty() {
+            let holders =
+                Holders::new(&[]).inspect_err(|error| log::info!("probes are taken away here: {error}"));
+            drop(single);
+            if let Ok(holders) = holders {
+                holders.end();
+            }
         }
+        let many = many.into_iter().filter_map(|link| match link {
+            Link::Many(fd) => Some(fd),
+            Link::One { .. } => None,
+        });
+        let_go(many.collect());
     }
 }
 
+/// The probes on `sites` that are not in `placed` yet, by program and file. From now on they are.
+pub(super) fn group<'a, 'b>(
+    placed: &mut BTreeSet<FileOffset>,
+    attachee: Attachee,
+    sites: &'b [ProbeSite],
+    has_sessions: bool,
+    file_of: impl Fn(u32) -> Option<(&'a File, &'a str)>,
+) -> BTreeMap<(Hook, u32), Vec<Probe<'b>>>
+where
+    'a: 'b,
+{
+    let mut place =
+        |file: &File, offset| identity(file, offset).is_some_and(|identity| placed.insert(identity));
+    let mut groups: BTreeMap<(Hook, u32), Vec<Probe<'b>>> = BTreeMap::new();
+    for (number, site) in sites.iter().enumerate() {
+        let Some((file, path)) = file_of(site.module) else { continue };
+        if !place(file, site.file_offset) {
+            continue;
+        }
+        let cookie = match attachee.purpose {
+            // Those that do not fit share the last cell.
+            Purpose::Count => Cookie::of_counter(attachee.index.saturating_add(number as u16).min(LAST_CELL)),
+            _ => Cookie::new(site.function, attachee.index),
+        };
+        let cookie = if site.takes_context { cookie.with_context() } else { cookie };
+        let probe = match site.block {
+            None => {
+                let offset = site.file_offset + u64::from(placement(site).offset);
+                Probe { site, path, file: path_of(file), offset, cookie }
+            }
+            Some(block) => {
+                let cookie = cookie.with_block(block);
+                Probe { site, path, file: path_of(file), offset: site.file_offset, cookie }
+            }
+        };
+        for hook in Hook::of(site.function, attachee.purpose, has_sessions) {
+            let group = groups.entry((hook, site.module)).or_default();
+            if hook.at_rets() {
+                // Functions share the code at their ends.
+                let rets = site.ret_offsets.iter().filter(|offset| place(file, **offset));
+                group.extend(rets.map(|offset| Probe { offset: *offset, ..probe.clone() }));
+            } else {
+                group.push(probe.clone());
+            }
+        }
+    }
+    groups.retain(|_, probes| !probes.is_empty());
+    groups
+}
+
 #[derive(Clone)]
-struct Probe<'a> {
+pub(super) struct Probe<'a> {
     site: &'a ProbeSite,
     path: &'a str,
-    file: String,
-    offset: u64,
-    cookie: Cookie,
+    pub(super) file: String,
+    pub(super) offset: u64,
+    pub(super) cookie: Cookie,
 }
 
 impl Probe<'_> {

@@ -7,10 +7,12 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 pub const BPF_MAP_CREATE: libc::c_int = 0;
 pub const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 pub const BPF_PROG_LOAD: libc::c_int = 5;
+pub const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 pub const BPF_BTF_LOAD: libc::c_int = 18;
 pub const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 pub const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 pub const BPF_LINK_CREATE: libc::c_int = 28;
+pub const BPF_ENABLE_STATS: libc::c_int = 32;
 
 /// Runs a command; the answer is what the command says it is, never negative.
 ///

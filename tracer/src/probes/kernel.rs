@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, IterableMap, Map, MapData, RingBuf};
 use aya::programs::{Program, ProgramError, RawTracePoint, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use thiserror::Error;
-use tracer_common::config::{Config, TargetEntry};
+use tracer_common::config::{Config, Gate, TargetEntry};
 use tracer_common::counter::Counter;
 use tracer_common::event::{Stack, stack_is_of_earlier_image};
 use tracer_common::native::MAX_MAPPINGS;
@@ -97,6 +97,14 @@ struct TargetBytes(TargetEntry);
 // SAFETY: three u64 fields, no padding, every bit pattern is valid.
 unsafe impl Pod for TargetBytes {}
 
+/// The gate as plain bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct GateBytes(Gate);
+
+// SAFETY: two u64 fields, no padding, every bit pattern is valid.
+unsafe impl Pod for GateBytes {}
+
 /// The program by which a kernel's links are tried: a small one, of which a session can be made.
 const TRIAL: &str = "empty_enter";
 
@@ -112,6 +120,7 @@ pub struct Kernel {
     images: HashMap<MapData, u32, u64>,
     counters: Array<MapData, u64>,
     hits: Array<MapData, u64>,
+    gate: Array<MapData, GateBytes>,
     stacks: HashMap<MapData, u64, StackBytes>,
     tables: MapData,
     mappings: MapData,
@@ -148,6 +157,7 @@ impl Kernel {
         let images = hash_map(&mut ebpf, "IMAGES")?;
         let counters = array(&mut ebpf, "COUNTERS")?;
         let hits = array(&mut ebpf, "HITS")?;
+        let gate = array(&mut ebpf, "GATE")?;
         let stacks = hash_map(&mut ebpf, "STACKS")?;
         let tables = array_of_maps(&mut ebpf, "TABLES")?;
         let mappings = array_of_maps(&mut ebpf, "MAPPINGS")?;
@@ -161,6 +171,7 @@ impl Kernel {
             images,
             counters,
             hits,
+            gate,
             stacks,
             tables,
             mappings,
@@ -207,12 +218,20 @@ impl Kernel {
         &self.lost_frees
     }
 
-    /// Hits of the counting program so far.
+    /// Hits of the counting program so far, in one of its cells.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn hits(&self) -> Result<u64, KernelError> {
-        self.hits.get(&0, 0).map_err(|source| KernelError::Map { name: "HITS", source })
+    pub fn hits(&self, cell: u16) -> Result<u64, KernelError> {
+        self.hits.get(&cell.into(), 0).map_err(|source| KernelError::Map { name: "HITS", source })
+    }
+
+    /// Says whether calls count that are traced for a while only. They do from the start.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_gate(&mut self, gate: Gate) -> Result<(), KernelError> {
+        self.gate.set(0, GateBytes(gate), 0).map_err(|source| KernelError::Map { name: "GATE", source })
     }
 
     /// A program for links of one probe, loaded when it is first asked for.
@@ -363,7 +382,7 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
     ebpf.take_map(name).ok_or(KernelError::Missing(name))
 }
 
-fn array(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, u64>, KernelError> {
+fn array<V: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, V>, KernelError> {
     Array::try_from(take_map(ebpf, name)?).map_err(|source| KernelError::Map { name, source })
 }
 

@@ -3,6 +3,7 @@
 pub mod attach;
 mod batch;
 mod bpf;
+pub mod cost;
 mod holder;
 pub mod hooks;
 mod inner_map;
@@ -11,3 +12,4 @@ pub mod lost;
 pub mod multi;
 pub mod placement;
 mod task_layout;
+pub mod windows;

@@ -16,6 +16,7 @@ use aya_obj::{Function, Object};
 use thiserror::Error;
 
 use super::bpf;
+use super::cost::{self, Runs};
 
 /// `BPF_PROG_TYPE_KPROBE` of `enum bpf_prog_type`, linux/bpf.h: uprobes are of the same type.
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
@@ -213,6 +214,15 @@ impl MultiPrograms {
         };
         // SAFETY: the attribute names a string and two arrays of `cnt` elements, which outlive the call.
         unsafe { bpf::open(bpf::BPF_LINK_CREATE, &mut attr) }
+    }
+
+    /// What all programs together have cost since they were loaded, where that is counted (see [`super::cost`]).
+    pub fn runs(&self) -> Runs {
+        let each = self.loaded.values().filter_map(|program| cost::runs(program.as_fd()).ok());
+        each.fold(Runs::default(), |sum, runs| Runs {
+            count: sum.count + runs.count,
+            time_ns: sum.time_ns + runs.time_ns,
+        })
     }
 
     /// Loads programs side by side: to verify a large one takes the kernel a tenth of a second. One that is

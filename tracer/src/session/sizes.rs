@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracer_common::config::Config;
+use tracer_common::config::{COUNTERS_OF_HITS, Config};
 
 use super::traced::probed_sites;
 use crate::cli::args::ProbeOnly;
@@ -16,6 +16,9 @@ use crate::target::Target;
 
 /// How long calls are counted, at least.
 const WINDOW: Duration = Duration::from_millis(50);
+
+/// Cells of counts that sites have to themselves.
+const MOST_CELLS: u16 = COUNTERS_OF_HITS as u16 - 1;
 
 /// Ring bytes that a call takes: a record of 24 to 48 bytes, and its header.
 const BYTES_PER_CALL: u64 = 48;
@@ -46,7 +49,10 @@ const THREAD_GROWTH: u64 = 16;
 /// Calls counted before the trace. As long as it lives the counting probes stay, so that the traps need not
 /// be taken away and placed again.
 pub struct Counted {
+    /// Of all targets together.
     per_second: u64,
+    /// Of each target, hits of each of [`probed_sites`] a second, while they were counted.
+    pub by_site: Vec<Vec<f64>>,
     _links: Vec<Links>,
     kernel: Option<Kernel>,
 }
@@ -87,10 +93,13 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     let domains = plan.domains.as_deref();
     let mut counting = Vec::new();
     let mut all_sites = Vec::new();
+    let mut cells = Vec::new();
     for target in targets {
         let sites = probed_sites(target, domains);
         let modules = target.mappings.modules();
-        let attachee = Attachee { tgid: target.process.tgid, index: 0, purpose: Purpose::Count };
+        let first = u16::try_from(all_sites.len()).unwrap_or(u16::MAX);
+        cells.push(first..first.saturating_add(sites.len() as u16));
+        let attachee = Attachee { tgid: target.process.tgid, index: first, purpose: Purpose::Count };
         let mut links = Links::default();
         links.attach(&mut kernel, attachee, &sites, |module| {
             let module = modules.get(module as usize)?;
@@ -99,15 +108,25 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
         counting.push(links);
         all_sites.extend(sites);
     }
-    let hits = |kernel: &Kernel| -> Result<u64, KernelError> { kernel.hits() };
+    // The last cell has what found no cell of its own.
+    let cells: Vec<_> =
+        cells.into_iter().map(|cells| cells.start.min(MOST_CELLS)..cells.end.min(MOST_CELLS)).collect();
+    let last = cells.last().map_or(0, |cells| cells.end).min(MOST_CELLS);
+    let hits =
+        |kernel: &Kernel| (0..=last).map(|cell| kernel.hits(cell)).collect::<Result<Vec<u64>, KernelError>>();
     let (before, start) = (hits(&kernel)?, Instant::now());
     // The kernel takes about as long to look at the programs of the trace.
     load_programs(&mut kernel, &all_sites, Purpose::Trace);
     thread::sleep(WINDOW.saturating_sub(start.elapsed()));
-    let counted = hits(&kernel)?.saturating_sub(before);
-    let per_second = (counted as f64 / start.elapsed().as_secs_f64()) as u64;
+    let counted = hits(&kernel)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let rates: Vec<f64> =
+        counted.iter().zip(&before).map(|(after, before)| (after - before) as f64 / seconds).collect();
+    let per_second = rates.iter().sum::<f64>() as u64;
     log::info!("{per_second} calls per second before the trace");
-    Ok(Some(Counted { per_second, _links: counting, kernel: Some(kernel) }))
+    let by_site =
+        cells.into_iter().map(|cells| rates[cells.start.into()..cells.end.into()].to_vec()).collect();
+    Ok(Some(Counted { per_second, by_site, _links: counting, kernel: Some(kernel) }))
 }
 
 /// The sizes for `targets`; none are known yet where a command is to be started.
