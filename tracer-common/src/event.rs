@@ -33,6 +33,8 @@ pub enum Kind {
     Code = 9,
     /// [`ContentRecord`], by user space.
     Content = 10,
+    /// [`WindowRecord`], by user space.
+    Window = 11,
 }
 
 /// First 16 bytes of every record.
@@ -132,6 +134,36 @@ impl ContentRecord {
     pub const UNKNOWN: u16 = 0;
     /// The allocator holds the block as free: its free was missed.
     pub const FREE: u16 = u16::MAX;
+}
+
+/// Heap allocations that come behind it, up to the next of its kind, were seen in one window of a sampled trace, or
+/// in a phase in which every call is traced. Made by user space. Mappings are traced always, whatever it says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowRecord {
+    /// Common part: when the window opened, and the target that it is of.
+    pub header: Header,
+    /// When it closed, `CLOCK_MONOTONIC` nanoseconds; [`WindowRecord::OPEN`] where that is not known.
+    pub closed_ns: u64,
+    /// The bits of an `f64`: for how many allocations each stands that was seen. Exactly 1 says that from here on
+    /// everything is traced.
+    pub weight_bits: u64,
+}
+
+impl WindowRecord {
+    /// In [`Self::closed_ns`]: it has not closed.
+    pub const OPEN: u64 = u64::MAX;
+
+    /// For how many allocations each stands that was seen.
+    pub const fn weight(&self) -> f64 {
+        f64::from_bits(self.weight_bits)
+    }
+
+    /// Whether the weight is one: a finite number, and no less than 1.
+    pub const fn has_weight(&self) -> bool {
+        let weight = self.weight();
+        weight.is_finite() && weight >= 1.0
+    }
 }
 
 /// What the program asked for when a stack was taken, as the call tells; the discriminants are the format of
@@ -269,6 +301,7 @@ const _: () = {
     assert!(size_of::<ReplaceEndRecord>() == 48);
     assert!(size_of::<DoubtRecord>() == 24);
     assert!(size_of::<ContentRecord>() == 32);
+    assert!(size_of::<WindowRecord>() == 32);
     assert!(size_of::<StackRecord>() == STACK_RECORD_FIXED_BYTES + MAX_FRAMES * 8);
 };
 

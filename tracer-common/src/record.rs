@@ -4,7 +4,7 @@
 use crate::code::{CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, MAX_TABLE_BYTES, TextKind};
 use crate::event::{
     AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, Kind, MAX_FRAMES, NO_STACK, ReleaseRecord,
-    ReplaceBeginRecord, ReplaceEndRecord, WalkEnd,
+    ReplaceBeginRecord, ReplaceEndRecord, WalkEnd, WindowRecord,
 };
 
 /// A decoded record. Borrows the frames of a stack.
@@ -41,6 +41,8 @@ pub enum Record<'a> {
     Doubt(DoubtRecord),
     /// A block was looked into.
     Content(ContentRecord),
+    /// A window, or a phase without any, begins.
+    Window(WindowRecord),
 }
 
 /// A code object's record.
@@ -113,6 +115,8 @@ pub enum DecodeError {
     BadStack,
     /// A code object with a line table of a size that is never sent.
     BadCode,
+    /// A window with a weight that is none: what comes behind it stands for nobody knows how much.
+    BadWindow,
 }
 
 impl core::fmt::Display for DecodeError {
@@ -122,6 +126,7 @@ impl core::fmt::Display for DecodeError {
             Self::UnknownKind(kind) => write!(f, "unknown record kind {kind}"),
             Self::BadStack => f.write_str("malformed stack record"),
             Self::BadCode => f.write_str("malformed record of a code object"),
+            Self::BadWindow => f.write_str("record of a window without a weight"),
         }
     }
 }
@@ -208,6 +213,14 @@ impl<'a> Record<'a> {
             kind if kind == Kind::Content as u8 => {
                 Self::Content(ContentRecord { header, addr: cursor.word()?, content: cursor.word()? })
             }
+            kind if kind == Kind::Window as u8 => {
+                let (closed_ns, weight_bits) = (cursor.word()?, cursor.word()?);
+                let window = WindowRecord { header, closed_ns, weight_bits };
+                if !window.has_weight() {
+                    return Err(DecodeError::BadWindow);
+                }
+                Self::Window(window)
+            }
             kind => return Err(DecodeError::UnknownKind(kind)),
         })
     }
@@ -221,6 +234,7 @@ impl<'a> Record<'a> {
             Self::ReplaceEnd(record) => &record.header,
             Self::Doubt(record) => &record.header,
             Self::Content(record) => &record.header,
+            Self::Window(record) => &record.header,
             Self::Code(record) => &record.header.header,
             Self::Stack { header, .. } | Self::Exec(header) | Self::Fork(header) => header,
         }
@@ -299,6 +313,13 @@ mod tests {
             Record::decode(&words(&[first_word(Kind::Content), 5, 6, 7])),
             Ok(Record::Content(ContentRecord { header: header(Kind::Content), addr: 6, content: 7 }))
         );
+        let weight_bits = 2.5_f64.to_bits();
+        let window = WindowRecord { header: header(Kind::Window), closed_ns: 6, weight_bits };
+        assert_eq!(
+            Record::decode(&words(&[first_word(Kind::Window), 5, 6, weight_bits])),
+            Ok(Record::Window(window))
+        );
+        assert_eq!(window.weight(), 2.5);
     }
 
     #[test]
@@ -308,6 +329,12 @@ mod tests {
         for kind in [Kind::Allocate, Kind::Release, Kind::ReplaceBegin, Kind::ReplaceEnd] {
             assert_eq!(Record::decode(&words(&[first_word(kind), 5])), Err(DecodeError::Truncated));
         }
+        for weight in [f64::NAN, f64::INFINITY, -f64::INFINITY, 0.0, 0.999, -2.0] {
+            let window = words(&[first_word(Kind::Window), 5, 6, weight.to_bits()]);
+            assert_eq!(Record::decode(&window), Err(DecodeError::BadWindow), "{weight}");
+        }
+        let cut = words(&[first_word(Kind::Window), 5, 6]);
+        assert_eq!(Record::decode(&cut), Err(DecodeError::Truncated));
         let too_many = words(&[first_word(Kind::Stack), 5, 6, 193, 7]);
         assert_eq!(Record::decode(&too_many), Err(DecodeError::BadStack));
         let cut = words(&[first_word(Kind::Stack), 5, 6, 2, 7, 0x10]);

@@ -28,6 +28,7 @@ pub mod heap;
 pub mod redirect;
 
 pub mod collect;
+pub mod estimate;
 pub mod ledger;
 pub mod normalize;
 pub mod trace;

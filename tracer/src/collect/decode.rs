@@ -43,6 +43,7 @@ fn event(record: Record<'_>) -> Event {
         Record::Fork(header) => Event::Fork(header),
         Record::Doubt(record) => Event::Doubt(record),
         Record::Content(record) => Event::Content(record),
+        Record::Window(record) => Event::Window(record),
     }
 }
 
@@ -63,6 +64,7 @@ impl Event {
             Self::Code(code) => &code.header.header,
             Self::Doubt(record) => &record.header,
             Self::Content(record) => &record.header,
+            Self::Window(record) => &record.header,
             Self::Exec(header) | Self::Fork(header) => header,
         }
     }

@@ -131,7 +131,7 @@ impl Ledger {
             Event::ReplaceEnd(record) => self.replace_end(record),
             Event::Doubt(record) => self.doubt(record),
             Event::Content(record) => self.look_into(record),
-            Event::Stack(_) | Event::Code(_) | Event::Exec(_) | Event::Fork(_) => {}
+            Event::Window(_) | Event::Stack(_) | Event::Code(_) | Event::Exec(_) | Event::Fork(_) => {}
         }
     }
 

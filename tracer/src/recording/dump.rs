@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use tracer_common::event::{Asked, Header};
+use tracer_common::event::{Asked, Header, WindowRecord};
 use tracer_common::frame::{self, NO_UNIT_YET, UNKNOWN_UNIT};
 use tracer_common::probe::Function;
 use tracer_common::record::Record;
@@ -118,6 +118,7 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
         Record::Fork(_) => "fork",
         Record::Doubt(_) => "doubt",
         Record::Content(_) => "content",
+        Record::Window(_) => "window",
     };
     write!(out, "  {time} {name} target={target} tid={tid}")?;
     match Function::from_number(function) {
@@ -147,6 +148,12 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
         }
         Record::Doubt(record) => write!(out, " addr={:#x}", record.addr)?,
         Record::Content(record) => write!(out, " addr={:#x} content={}", record.addr, record.content)?,
+        Record::Window(record) => {
+            write!(out, " weight={}", record.weight())?;
+            if record.closed_ns != WindowRecord::OPEN {
+                write!(out, " closed={}", since_start(recording, record.closed_ns))?;
+            }
+        }
         Record::Code(code) => {
             write!(out, " addr={:#x} check={:#x}", code.header.code_addr, code.header.check)?;
             write_code(&PythonCode::new(&RawCode::from(*code)), out)?;

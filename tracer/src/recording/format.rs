@@ -8,15 +8,16 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tracer_common::record::Record;
 
-use crate::model::{CodeAddr, Content, Coverage, Frame, Loss, Mapping, Mode, Target};
+use crate::model::{CodeAddr, Content, Coverage, Frame, Loss, Mapping, Mode, SamplingFacts, Target};
 
 /// The format that this program writes, and the newest that it reads. Raised when a reader of the old
 /// format would get wrong figures from the new one; a section type or a JSON field more does not raise it.
 ///
 /// Version 2 has targets that were found after the start, and records of doubt and of forks; version 3 has
 /// frames that are no return addresses, and the Python code objects that some of them name; version 4 has
-/// what was found in blocks, and what calls asked for.
-pub const VERSION: u32 = 4;
+/// what was found in blocks, and what calls asked for; version 5 has windows, in which each allocation stands for
+/// more than itself.
+pub const VERSION: u32 = 5;
 
 /// The oldest format that this program reads. Whatever it holds means the same in the newest.
 pub const OLDEST_VERSION: u32 = 1;
@@ -273,6 +274,9 @@ pub struct Trailer {
     /// By target, what the numbers less one stand for that records of contents name.
     #[serde(default)]
     pub contents: Vec<Vec<Content>>,
+    /// How the trace was sampled; `None` where every call was traced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<SamplingFacts>,
 }
 
 /// Appends one record to a batch: its length as u16, then its bytes.

@@ -3,6 +3,7 @@
 use std::io::{self, BufReader, Read};
 
 use serde::de::DeserializeOwned;
+use tracer_common::event::Kind;
 use tracer_common::record::Record;
 
 use super::damage::{Damage, RecordingError};
@@ -274,7 +275,7 @@ impl<R: Read> Reader<R> {
             SectionKind::Events => {
                 let batch = EventBatch::from_content(upgrade::events(self.version, content))
                     .ok_or_else(|| "a record reaches past its end".to_owned())?;
-                self.count_records(&batch);
+                self.count_records(&batch)?;
                 Section::Events(batch)
             }
             SectionKind::Names => Section::Names(json(&content)?),
@@ -282,16 +283,19 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    fn count_records(&mut self, batch: &EventBatch) {
+    /// A window that cannot be read ends the recording: what lies behind it would count for too much or too little.
+    fn count_records(&mut self, batch: &EventBatch) -> Result<(), String> {
         for raw in batch.raw_records() {
             self.counts.records += 1;
             match Record::decode(raw) {
                 Ok(record) => {
                     self.last_time_ns = self.last_time_ns.max(Some(record.header().time_ns));
                 }
+                Err(error) if raw.first() == Some(&(Kind::Window as u8)) => return Err(error.to_string()),
                 Err(_) => self.counts.undecodable_records += 1,
             }
         }
+        Ok(())
     }
 
     fn after_trailer(&mut self) -> Option<Damage> {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use lz4_flex::block::{compress_into, get_maximum_output_size};
 use serde::Serialize;
-use tracer_common::event::{ContentRecord, DoubtRecord, Header};
+use tracer_common::event::{ContentRecord, DoubtRecord, Header, WindowRecord};
 
 use super::format::{
     EVENT_BATCH_BYTES, MAGIC, MAGIC_TAIL, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings, NamedPlace,
@@ -143,6 +143,21 @@ impl<W: Write> Writer<W> {
         let mut raw = header_bytes(&content.header).to_vec();
         raw.extend(content.addr.to_le_bytes());
         raw.extend(content.content.to_le_bytes());
+        self.event(&raw)
+    }
+
+    /// Keeps that a window begins, or a phase in which everything is traced. To be called before the records of
+    /// what was seen in it.
+    ///
+    /// # Errors
+    /// As for [`Writer::event`]; of kind `InvalidInput` when its weight is none, so that no reader could go on.
+    pub fn window(&mut self, window: &WindowRecord) -> io::Result<()> {
+        if !window.has_weight() {
+            return Err(invalid(format!("a window of weight {}", window.weight())));
+        }
+        let mut raw = header_bytes(&window.header).to_vec();
+        raw.extend(window.closed_ns.to_le_bytes());
+        raw.extend(window.weight_bits.to_le_bytes());
         self.event(&raw)
     }
 

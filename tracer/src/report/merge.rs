@@ -238,6 +238,7 @@ pub(super) mod tests {
             newest_age_ms: Some(0),
             cached_count: 0,
             cached_bytes: 0,
+            estimate: None,
             python_types: None,
             label: None,
             verdict: "unknown".to_owned(),

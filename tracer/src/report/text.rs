@@ -106,7 +106,7 @@ fn mode(report: &Report) -> String {
     match report.mode {
         Mode::Exact => "exact: every call traced".to_owned(),
         Mode::Sampled => {
-            let share = report.sampling.as_ref().and_then(|sampling| sampling.get("share")?.as_f64());
+            let share = report.sampling.as_ref().map(|sampling| sampling.share);
             let share =
                 share.map_or(String::new(), |share| format!(" ({:.1} % of the calls)", share * 100.0));
             format!("sampled{share}: every figure is a scaled estimate")
@@ -257,7 +257,7 @@ mod tests {
     fn sampled_figures_are_called_estimates() {
         let mut report = report(Vec::new());
         report.mode = Mode::Sampled;
-        report.sampling = Some(serde_json::json!({"share": 0.04}));
+        report.sampling = Some(crate::model::Sampling { share: 0.04, ..Default::default() });
         assert!(text(&report).contains("sampled (4.0 % of the calls): every figure"));
     }
 }

@@ -116,6 +116,7 @@ impl Live<'_> {
             // What replaying the events shows by itself is left out: it would be counted twice.
             let counters = self.counters()?;
             let trailer = Trailer {
+                sampling: None,
                 ended_mono_ns: ended_ns,
                 targets: report.targets.clone(),
                 duration_ms: report.duration_ms,

@@ -247,6 +247,7 @@ impl<'a> Draft<'a> {
             bytes_are: if self.is_held { BytesAre::Held } else { BytesAre::Requested },
             oldest_age_ms: self.ages_ns.map(|(oldest, _)| ms(oldest)),
             newest_age_ms: self.ages_ns.map(|(_, newest)| ms(newest)),
+            estimate: None,
             python_types: Some(types).filter(|types| !types.is_empty()),
             label: is_arena.then(|| ARENA.to_owned()),
             verdict: "unknown".to_owned(),

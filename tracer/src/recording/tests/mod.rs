@@ -6,7 +6,7 @@ mod round_trip;
 use std::io::Read;
 
 use tracer_common::code::{CodeHeader, SMALL_TABLE_BYTES, TextKind};
-use tracer_common::event::{DoubtRecord, Header, Kind};
+use tracer_common::event::{DoubtRecord, Header, Kind, WindowRecord};
 use tracer_common::frame::{UNKNOWN_UNIT, interrupted, python};
 use tracer_common::lost::ANY_MAPPING;
 use tracer_common::probe::Function;
@@ -92,6 +92,12 @@ fn code() -> Vec<u8> {
 fn doubt() -> DoubtRecord {
     let (kind, function) = (Kind::Doubt as u8, Function::Mmap as u8);
     DoubtRecord { header: Header { kind, function, target: 1, tid: 0, time_ns: 1_008 }, addr: ANY_MAPPING }
+}
+
+/// What the second target does from now on is seen in a window.
+pub(super) fn window(weight: f64) -> WindowRecord {
+    let header = Header { kind: Kind::Window as u8, function: 0, target: 1, tid: 0, time_ns: 1_009 };
+    WindowRecord { header, closed_ns: 1_019, weight_bits: weight.to_bits() }
 }
 
 /// A process that is found in the course of the trace.
