@@ -75,9 +75,14 @@ pub struct TraceArgs {
     /// Domains to trace: malloc, mmap, py-raw, py-mem, py-object [default: all that the target has]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = values::domain)]
     pub domains: Vec<Domain>,
-    /// Trace every call, whatever it costs the target (today the only mode, and the default)
+    /// Trace every call, whatever it costs the target. The default for a command that is started
     #[arg(long)]
     pub exact: bool,
+    /// Keep the slowdown of the target below this share; where tracing every call costs more, short windows of
+    /// time are traced, and figures are estimates [default with -p: 5]
+    #[arg(long, value_name = "PCT", value_parser = values::overhead,
+          conflicts_with_all = ["exact", "single_links", "redirect_allocators"])]
+    pub max_overhead: Option<f64>,
     /// Write to the memory of the target, to see calls of CPython's allocators that cannot be seen otherwise
     ///
     /// WRITES TO THE TARGET: 8 pointers of 8 bytes each, in CPython's two tables of allocator functions, come to lead

@@ -12,6 +12,9 @@ use crate::exit::{Code, Failure};
 use crate::ledger::SizeLimits;
 use crate::report::{Filter, Format};
 
+/// What tracing a running process may take of its time unless the user says so, percent.
+pub const DEFAULT_MAX_OVERHEAD_PCT: f64 = 5.0;
+
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
@@ -36,6 +39,8 @@ pub struct TracePlan {
     pub limits: SizeLimits,
     /// Domains asked for; `None` = all that the target has.
     pub domains: Option<Vec<Domain>>,
+    /// What tracing may take of a target's time, percent; `None` = what it takes.
+    pub max_overhead_pct: Option<f64>,
     /// Write to CPython's allocator tables.
     pub redirects_allocators: bool,
     /// What to print, where to write.
@@ -103,6 +108,7 @@ impl TracePlan {
         }
         refuse_redirecting(&args)?;
         let ring_bytes = args.ring_size.map(ring_bytes).transpose()?;
+        let max_overhead_pct = max_overhead_pct(&args);
         Ok(Self {
             subject: if args.target_command.is_empty() {
                 Subject::Pids(args.pids)
@@ -114,6 +120,7 @@ impl TracePlan {
             interval: args.interval,
             limits,
             domains: (!args.domains.is_empty()).then_some(args.domains),
+            max_overhead_pct,
             redirects_allocators: args.redirect_allocators,
             output: OutputPlan::new(args.output, files)?,
             recording,
@@ -126,6 +133,14 @@ impl TracePlan {
             quiet: args.quiet,
         })
     }
+}
+
+/// A running process is another's, a command that is started for this is not.
+fn max_overhead_pct(args: &TraceArgs) -> Option<f64> {
+    let is_left_alone =
+        args.exact || args.single_links || args.redirect_allocators || args.probe_only.is_some();
+    let default = args.target_command.is_empty().then_some(DEFAULT_MAX_OVERHEAD_PCT);
+    args.max_overhead.or(default).filter(|_| !is_left_alone)
 }
 
 impl OutputPlan {

@@ -48,6 +48,17 @@ pub fn percent(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "a share is a number from 0 to 100".to_owned())
 }
 
+/// A share that tracing may take, percent: more than 0, and at most 90.
+///
+/// # Errors
+/// When `text` is none.
+pub fn overhead(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|share| (0.1..=90.0).contains(share))
+        .ok_or_else(|| "a number of percent from 0.1 to 90".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@
 
 mod progress;
 
-pub use progress::{Gauge, Progress};
+pub use progress::{Own, Progress, Span};
 
 use std::time::Duration;
 

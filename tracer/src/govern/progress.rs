@@ -2,7 +2,7 @@
 //!
 //! In a window a busy target may run at a twentieth of its speed. How much it did is told by what it calls seldom:
 //! a few probes that stay in place all the time count that, in windows and between them. Where nothing is called
-//! seldom enough, the cost of the traps is subtracted.
+//! seldom enough, the cost of the traps is subtracted. Time is that on a processor: a target that waits does nothing.
 
 /// Weight of what is older than one window.
 const OLDER: f64 = 0.9;
@@ -16,63 +16,87 @@ const MOST_SUBTRACTED: f64 = 0.97;
 /// Below this share of the time lost, the cost of traps tells more exactly than counts do.
 const LITTLE: f64 = 0.2;
 
-/// Hits of the probes that stay, over some time.
+/// What was measured over some time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Gauge {
-    /// Hits.
-    pub hits: f64,
-    /// Seconds.
+pub struct Span {
+    /// Seconds on the wall clock.
     pub wall_s: f64,
+    /// Seconds that the target was on a processor.
+    pub cpu_s: f64,
+    /// Hits of the probes that stay.
+    pub hits: f64,
+    /// What all probes cost the target, seconds.
+    pub cost_s: f64,
 }
 
-impl Gauge {
+impl Span {
     fn forget(&mut self) {
-        self.hits *= OLDER;
-        self.wall_s *= OLDER;
+        for sum in [&mut self.wall_s, &mut self.cpu_s, &mut self.hits, &mut self.cost_s] {
+            *sum *= OLDER;
+        }
     }
 
     fn add(&mut self, other: Self) {
-        self.hits += other.hits;
         self.wall_s += other.wall_s;
+        self.cpu_s += other.cpu_s;
+        self.hits += other.hits;
+        self.cost_s += other.cost_s;
     }
 
-    fn per_second(self) -> f64 {
-        if self.wall_s > 0.0 { self.hits / self.wall_s } else { 0.0 }
+    /// What is left of its time on processors when the cost of the probes is subtracted.
+    fn less_cost(self) -> f64 {
+        self.cpu_s - self.cost_s.clamp(0.0, MOST_SUBTRACTED * self.cpu_s)
     }
+}
+
+/// What a window was in the target's own time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Own {
+    /// While it was open, seconds.
+    pub open_s: f64,
+    /// From the first probe placed to the last taken away.
+    pub whole_s: f64,
+    /// What the target would have done meanwhile, and did not.
+    pub lost_s: f64,
+    /// Share of the wall clock that the target is on a processor when it is left alone; above 1 where several of its
+    /// threads are.
+    pub busy: f64,
 }
 
 /// The speeds of a target: left alone, in windows, and with what lies around these.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    alone: Gauge,
-    open: Gauge,
-    whole: Gauge,
+    alone: Span,
+    open: Span,
+    whole: Span,
 }
 
 impl Progress {
     /// Time has passed between windows.
-    pub fn alone(&mut self, gauge: Gauge) {
-        self.alone.add(gauge);
+    pub fn alone(&mut self, span: Span) {
+        self.alone.add(span);
     }
 
-    /// A window was `open`, which with placing the probes and taking them away took the `whole`. Gives how much of
-    /// the target's own time the open part and the whole were, seconds; `lost_open_s` and `lost_whole_s` are what
-    /// the traps in them cost.
-    pub fn window(&mut self, open: Gauge, whole: Gauge, lost_open_s: f64, lost_whole_s: f64) -> (f64, f64) {
-        for gauge in [&mut self.alone, &mut self.open, &mut self.whole] {
-            gauge.forget();
+    /// A window was `open`, which with placing the probes and taking them away took the `whole`.
+    pub fn window(&mut self, open: Span, whole: Span) -> Own {
+        for span in [&mut self.alone, &mut self.open, &mut self.whole] {
+            span.forget();
         }
         self.open.add(open);
         self.whole.add(whole);
-        let subtracted = |wall_s: f64, lost_s: f64| wall_s - lost_s.clamp(0.0, MOST_SUBTRACTED * wall_s);
-        let by_cost = (subtracted(open.wall_s, lost_open_s), subtracted(whole.wall_s, lost_whole_s));
         let is_known = self.alone.hits >= ENOUGH_HITS && self.open.hits >= ENOUGH_HITS;
-        if !is_known || lost_open_s < LITTLE * open.wall_s {
-            return by_cost;
-        }
-        let speed = self.alone.per_second();
-        let own = |gauge: Gauge, wall_s: f64| (gauge.per_second() / speed * wall_s).min(wall_s);
-        let open_s = own(self.open, open.wall_s);
-        (open_s, own(self.whole, whole.wall_s).max(open_s))
+        let (open_s, whole_s) = if is_known && open.cost_s > LITTLE * open.cpu_s {
+            let hits_per_s = self.alone.hits / self.alone.less_cost();
+            // The mean of the last windows: in a single one there are few hits.
+            let own = |mean: Span, cpu_s: f64| (mean.hits / mean.cpu_s * cpu_s / hits_per_s).min(cpu_s);
+            let open_s = own(self.open, open.cpu_s);
+            (open_s, own(self.whole, whole.cpu_s).max(open_s))
+        } else {
+            (open.less_cost(), whole.less_cost())
+        };
+        let busy = if self.alone.wall_s > 0.0 { self.alone.cpu_s / self.alone.wall_s } else { 1.0 };
+        // A thread that waits for another has lost nothing but time.
+        let lost_s = busy.min(1.0) * whole.wall_s - whole_s / busy.max(1.0);
+        Own { open_s, whole_s, lost_s: lost_s.clamp(0.0, whole.wall_s), busy }
     }
 }

@@ -95,29 +95,43 @@ fn what_was_lost_before_is_earned_first() {
     assert!(governor.mean_distance() > 5.0);
 }
 
+/// Of a target that is always on a processor.
+fn busy(wall_s: f64, hits: f64, cost_s: f64) -> Span {
+    Span { wall_s, cpu_s: wall_s, hits, cost_s }
+}
+
 #[test]
 fn own_time_is_told_by_what_stays_in_place() {
     let mut progress = Progress::default();
     // A thousand each second when left alone; at a twentieth of the speed in windows. The cost of the traps is
     // believed to be a tenth less than it is.
     for window in 0..50 {
-        progress.alone(Gauge { hits: 2_000.0, wall_s: 2.0 });
-        let open = Gauge { hits: 5.0, wall_s: 0.1 };
-        let whole = Gauge { hits: 20.0, wall_s: 0.2 };
-        let (open_s, whole_s) = progress.window(open, whole, 0.086, 0.16);
+        progress.alone(busy(2.0, 2_000.0, 0.0));
+        let own = progress.window(busy(0.1, 5.0, 0.086), busy(0.2, 20.0, 0.16));
         if window > 20 {
-            assert!((open_s - 0.005).abs() < 1e-9 && (whole_s - 0.02).abs() < 1e-9, "{open_s} {whole_s}");
+            assert!((own.open_s - 0.005).abs() < 1e-9 && (own.whole_s - 0.02).abs() < 1e-9, "{own:?}");
+            assert!((own.lost_s - 0.18).abs() < 1e-9, "{own:?}");
         }
     }
 }
 
 #[test]
+fn a_target_that_waits_has_little_to_lose() {
+    let mut progress = Progress::default();
+    // A tenth of the time on a processor; in windows four times as much, three quarters of it in traps.
+    progress.alone(Span { wall_s: 2.0, cpu_s: 0.2, hits: 0.0, cost_s: 0.0 });
+    let in_window = |wall_s: f64| Span { wall_s, cpu_s: 0.4 * wall_s, hits: 0.0, cost_s: 0.3 * wall_s };
+    let own = progress.window(in_window(0.1), in_window(0.2));
+    assert!((own.busy - 0.1).abs() < 1e-9);
+    assert!((own.open_s - 0.01).abs() < 1e-9 && own.lost_s < 1e-9, "{own:?}");
+}
+
+#[test]
 fn without_a_gauge_the_cost_is_subtracted() {
     let mut progress = Progress::default();
-    let none = |wall_s| Gauge { hits: 0.0, wall_s };
-    let (open_s, whole_s) = progress.window(none(0.1), none(0.2), 0.04, 0.05);
-    assert!((open_s - 0.06).abs() < 1e-9 && (whole_s - 0.15).abs() < 1e-9);
+    let own = progress.window(busy(0.1, 0.0, 0.04), busy(0.2, 0.0, 0.05));
+    assert!((own.open_s - 0.06).abs() < 1e-9 && (own.whole_s - 0.15).abs() < 1e-9, "{own:?}");
     // Never less than nothing.
-    let (open_s, _) = progress.window(none(0.1), none(0.2), 0.5, 0.5);
-    assert!(open_s > 0.0 && open_s < 0.01);
+    let own = progress.window(busy(0.1, 0.0, 0.5), busy(0.2, 0.0, 0.5));
+    assert!(own.open_s > 0.0 && own.open_s < 0.01, "{own:?}");
 }

@@ -103,7 +103,7 @@ const LAST_CELL: u16 = COUNTERS_OF_HITS as u16 - 1;
 pub struct Attachee {
     /// Process id.
     pub tgid: u32,
-    /// Index of the target; where calls are counted, the cell of the first site.
+    /// Index of the target; where calls are counted, the cell of the first site, or of all.
     pub index: u16,
     /// What the probes are for.
     pub purpose: Purpose,
@@ -336,6 +336,7 @@ where
         let cookie = match attachee.purpose {
             // Those that do not fit share the last cell.
             Purpose::Count => Cookie::of_counter(attachee.index.saturating_add(number as u16).min(LAST_CELL)),
+            Purpose::CountTogether => Cookie::of_counter(attachee.index),
             _ => Cookie::new(site.function, attachee.index),
         };
         let cookie = if site.takes_context { cookie.with_context() } else { cookie };

@@ -12,8 +12,10 @@ pub enum Purpose {
     Trace,
     /// To cost what a part of it costs.
     Measure(Part),
-    /// To count calls.
+    /// To count calls, those of each site in a cell of its own.
     Count,
+    /// To count calls, all in one cell.
+    CountTogether,
 }
 
 /// A part of what a traced call costs. Each has programs that do that part alone.
@@ -132,8 +134,8 @@ impl Hook {
     /// The hooks of a function.
     pub fn of(function: Function, purpose: Purpose, has_sessions: bool) -> Vec<Self> {
         let (session, enter, leave) = match purpose {
-            Purpose::Count if function == Function::CxaThrow => return Vec::new(),
-            Purpose::Count => return vec![Self::Count],
+            Purpose::Count | Purpose::CountTogether if function == Function::CxaThrow => return Vec::new(),
+            Purpose::Count | Purpose::CountTogether => return vec![Self::Count],
             Purpose::Measure(Part::Traps) => (Self::Empty, Self::EmptyEnter, Self::EmptyLeave),
             Purpose::Measure(part) => return vec![Self::of_part(function, part)],
             Purpose::Trace => match function.action() {

@@ -77,7 +77,8 @@ impl Live<'_> {
         traced.has_ended = true;
         self.kernel.remove_target(tgid);
         self.kernel.forget_mappings(traced.index);
-        self.detacher.detach(std::mem::take(&mut traced.links));
+        let links = [&mut traced.links, &mut traced.call_links, &mut traced.gauge];
+        self.detacher.detach(links.map(std::mem::take));
     }
 
     /// A target has made a process that is not traced: it runs into the traps that it has by copy.
@@ -94,8 +95,10 @@ impl Live<'_> {
         self.sweep_due = None;
         for traced in self.traced.iter_mut().filter(|traced| traced.has_forked) {
             traced.has_forked = false;
-            let broom = traced.links.broom(&mut self.kernel, traced.target.process.tgid);
-            self.detacher.detach(broom);
+            for links in [&traced.links, &traced.call_links, &traced.gauge] {
+                let broom = links.broom(&mut self.kernel, traced.target.process.tgid);
+                self.detacher.detach(broom);
+            }
         }
     }
 }

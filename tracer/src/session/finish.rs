@@ -90,13 +90,15 @@ impl Live<'_> {
     /// # Errors
     /// When a report or the recording cannot be written.
     pub fn finish(&mut self) -> Result<Option<ExitCode>, Failure> {
+        self.end_bounded();
         let ended_ns = self.stop();
         // While frees are still seen.
         self.verify();
         self.restore_redirected();
         // Links of one probe each go at about ten a second: the report need not wait for that.
         for traced in &mut self.traced {
-            self.detacher.detach(std::mem::take(&mut traced.links));
+            let links = [&mut traced.call_links, &mut traced.links, &mut traced.gauge];
+            self.detacher.detach(links.map(std::mem::take));
         }
         let result = self.write_everything(ended_ns);
         self.detacher.finish();

@@ -14,6 +14,7 @@ use tokio::time::{Instant, Interval, interval_at};
 use tracer_common::counter::Counter;
 
 use super::asked;
+use super::bounded::Bounded;
 use super::coverage;
 use super::detacher::Detacher;
 use super::recorder::Recorder;
@@ -68,6 +69,8 @@ pub struct Live<'a> {
     pub(super) failed: Option<Failure>,
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
     pub(super) detacher: Detacher,
+    /// What holds it to a budget, if anything does.
+    pub(super) bounded: Option<Bounded>,
     /// When forked children are to be freed of their traps.
     pub(super) sweep_due: Option<Instant>,
 }
@@ -123,6 +126,7 @@ impl<'a> Live<'a> {
             failed: None,
             log,
             detacher: Detacher::default(),
+            bounded: None,
             sweep_due: None,
         })
     }
@@ -146,6 +150,7 @@ impl<'a> Live<'a> {
             Some(ProbeOnly::Stack) => Purpose::Measure(Part::Stack),
         };
         let mut traced = Traced::new(target, index, Trace::new(self.plan.limits), purpose);
+        traced.is_apart = self.bounded.as_ref().is_some_and(Bounded::is_apart);
         let domains = self.plan.domains.as_deref();
         let notes = traced.instrument(&mut self.kernel, &mut self.shared, domains).map_err(|error| {
             Failure::not_ready(format!("{error:#}"), "`memtrace doctor -p PID` shows what would be probed")
@@ -219,6 +224,7 @@ impl<'a> Live<'a> {
             self.recorder = Some(recorder);
         }
         self.begin_balances();
+        self.begin_bounded();
         if !self.plan.quiet {
             for traced in &self.traced {
                 let process = &traced.target.process;
@@ -256,6 +262,8 @@ impl<'a> Live<'a> {
                 () = tick(&mut interval) => self.interim_report()?,
                 () = tick(&mut flush) => self.record(Recorder::flush),
                 () = at(self.sweep_due) => self.sweep(),
+                () = at(self.bounded.as_ref().map(Bounded::due)) => self.govern(),
+                () = at(self.next_look()) => self.look(),
                 () = flush_log(&mut self.log) => {}
                 batch = self.collector.next_batch() => {
                     let batch = batch.context("read the ring buffer")?;
@@ -359,6 +367,7 @@ impl<'a> Live<'a> {
                 Event::Fork(_) => self.forked(index),
                 _ => {}
             }
+            let Some((event, record)) = self.hold(index, event, record) else { continue };
             if self.traced.get_mut(index).is_some_and(|traced| traced.apply(&event)) {
                 self.record(|recorder| recorder.event(&record));
             }

@@ -10,6 +10,7 @@ use super::traced::probed_sites;
 use crate::cli::args::ProbeOnly;
 use crate::cli::plan::TracePlan;
 use crate::probes::attach::{Attachee, Links, load_programs};
+use crate::probes::cost;
 use crate::probes::hooks::Purpose;
 use crate::probes::kernel::{Kernel, KernelError, KernelLimits};
 use crate::target::Target;
@@ -51,13 +52,29 @@ const THREAD_GROWTH: u64 = 16;
 pub struct Counted {
     /// Of all targets together.
     per_second: u64,
-    /// Of each target, hits of each of [`probed_sites`] a second, while they were counted.
-    pub by_site: Vec<Vec<f64>>,
+    /// Of each target.
+    pub by_target: Vec<Hits>,
+    /// How long, seconds.
+    pub wall_s: f64,
     _links: Vec<Links>,
     kernel: Option<Kernel>,
 }
 
+/// What was counted of one target.
+pub struct Hits {
+    /// Of each of [`probed_sites`].
+    pub hits: Vec<f64>,
+    /// How long it was on a processor meanwhile, seconds.
+    pub cpu_s: f64,
+}
+
 impl Counted {
+    /// What a trap costs on this machine; `None` where that cannot be measured.
+    pub fn trap(&mut self) -> Option<Duration> {
+        let kernel = self.kernel.as_mut()?;
+        cost::trap(kernel).inspect_err(|error| log::info!("what a trap costs is not known: {error}")).ok()
+    }
+
     /// The kernel side by which they were counted, where it has these sizes: then another need not be loaded.
     pub fn take_kernel(&mut self, limits: KernelLimits) -> Option<Kernel> {
         self.kernel.take_if(|kernel| kernel.limits() == limits)
@@ -77,7 +94,7 @@ pub fn config(plan: &TracePlan) -> Config {
 /// Counts the calls of `targets` for a moment. `None` where the kernel has no links that come and go
 /// quickly, and where the user has said how large the ring and the map of stacks are to be.
 pub fn count_calls(plan: &TracePlan, targets: &[Target]) -> Option<Counted> {
-    let is_wanted = plan.ring_bytes.is_none() || plan.max_stacks.is_none();
+    let is_wanted = plan.ring_bytes.is_none() || plan.max_stacks.is_none() || plan.max_overhead_pct.is_some();
     if !is_wanted || plan.single_links || targets.is_empty() {
         return None;
     }
@@ -114,19 +131,25 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     let last = cells.last().map_or(0, |cells| cells.end).min(MOST_CELLS);
     let hits =
         |kernel: &Kernel| (0..=last).map(|cell| kernel.hits(cell)).collect::<Result<Vec<u64>, KernelError>>();
-    let (before, start) = (hits(&kernel)?, Instant::now());
+    let cpu = || targets.iter().map(|target| target.process.cpu_time()).collect::<Vec<_>>();
+    let (before, cpu_before, start) = (hits(&kernel)?, cpu(), Instant::now());
     // The kernel takes about as long to look at the programs of the trace.
     load_programs(&mut kernel, &all_sites, Purpose::Trace);
     thread::sleep(WINDOW.saturating_sub(start.elapsed()));
     let counted = hits(&kernel)?;
-    let seconds = start.elapsed().as_secs_f64();
-    let rates: Vec<f64> =
-        counted.iter().zip(&before).map(|(after, before)| (after - before) as f64 / seconds).collect();
-    let per_second = rates.iter().sum::<f64>() as u64;
+    let (cpu_after, wall_s) = (cpu(), start.elapsed().as_secs_f64());
+    let counted: Vec<f64> =
+        counted.iter().zip(&before).map(|(after, before)| (after - before) as f64).collect();
+    let per_second = (counted.iter().sum::<f64>() / wall_s) as u64;
     log::info!("{per_second} calls per second before the trace");
-    let by_site =
-        cells.into_iter().map(|cells| rates[cells.start.into()..cells.end.into()].to_vec()).collect();
-    Ok(Some(Counted { per_second, by_site, _links: counting, kernel: Some(kernel) }))
+    let on_processors =
+        cpu_after.iter().zip(&cpu_before).map(|(after, before)| after.saturating_sub(*before));
+    let by_target = cells.into_iter().zip(on_processors).map(|(cells, cpu)| Hits {
+        hits: counted[cells.start.into()..cells.end.into()].to_vec(),
+        cpu_s: cpu.as_secs_f64(),
+    });
+    let by_target = by_target.collect();
+    Ok(Some(Counted { per_second, by_target, wall_s, _links: counting, kernel: Some(kernel) }))
 }
 
 /// The sizes for `targets`; none are known yet where a command is to be started.

@@ -5,17 +5,21 @@ use tracer_common::probe::{Domain, Function};
 use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
+use bytes::Bytes;
+
 use super::asked::Allocators;
 use super::balance::Balance;
+use super::bounded::Followed;
 use super::code_reader::{self, RunningCode};
 use super::heaps::{Heaps, PoolUse};
 use super::modules::ModuleTable;
 use super::own_pages::OwnPages;
 use super::unwind_tables::UnwindTables;
 use crate::model::{Event, Mapping, RawCode, RawStack};
-use crate::probes::attach::{Attachee, Links};
+use crate::probes::attach::{AttachError, Attachee, Links};
 use crate::probes::hooks::{Part, Purpose};
 use crate::probes::kernel::Kernel;
+use crate::probes::windows::{Comings, comes_and_goes};
 use crate::target::{ProbeSite, PythonUnknown, Target};
 use crate::trace::Trace;
 
@@ -64,8 +68,20 @@ pub struct Traced {
     pub trace: Trace,
     /// What its probes are for.
     purpose: Purpose,
-    /// Its probes.
+    /// The probes that stay as long as it is traced.
     pub links: Links,
+    /// Those on calls, while every call is traced.
+    pub call_links: Links,
+    /// Those that tell how fast it runs.
+    pub gauge: Links,
+    /// Whether calls are traced in windows of time.
+    pub is_apart: bool,
+    /// The probes of such windows.
+    pub comings: Comings,
+    /// What was told in a window that is not over.
+    pub held: Vec<(Event, Bytes)>,
+    /// The blocks whose frees are not seen.
+    pub followed: Followed,
     /// Whether it runs another program than when the trace began.
     pub has_called_exec: bool,
     /// Whether it has made processes whose traps are to be swept away.
@@ -103,6 +119,12 @@ impl Traced {
             trace,
             purpose,
             links: Links::default(),
+            call_links: Links::default(),
+            gauge: Links::default(),
+            is_apart: false,
+            comings: Comings::default(),
+            held: Vec::new(),
+            followed: Followed::default(),
             has_called_exec: false,
             has_forked: false,
             has_ended: false,
@@ -118,6 +140,32 @@ impl Traced {
             is_redirected: false,
             entry: None,
         }
+    }
+
+    /// Whether its allocators can be asked what has become of a block.
+    fn can_ask(&self) -> bool {
+        self.target.allocators.iter().all(|allocator| allocator == "glibc")
+    }
+
+    /// Counts the hits of `sites`, in one cell, as long as the target is traced.
+    ///
+    /// # Errors
+    /// When the kernel refuses a probe.
+    pub fn gauge(&mut self, kernel: &mut Kernel, sites: &[ProbeSite], cell: u16) -> Result<(), AttachError> {
+        let modules = self.target.mappings.modules();
+        let attachee =
+            Attachee { tgid: self.target.process.tgid, index: cell, purpose: Purpose::CountTogether };
+        let attached = self.gauge.attach(kernel, attachee, sites, |module| {
+            let module = modules.get(module as usize)?;
+            Some((module.file.as_ref().ok()?, module.module.path.as_str()))
+        });
+        attached.map(|_| ())
+    }
+
+    /// Takes away the probes on calls: from here on they come and go.
+    pub fn part(&mut self) {
+        self.is_apart = true;
+        self.call_links = Links::default();
     }
 
     /// Gives the kernel side the unwind tables of everything that is mapped and has not got them yet, then
@@ -158,10 +206,21 @@ impl Traced {
             self.entry = Some(entry);
         }
         let attachee = Attachee { tgid, index: self.index, purpose: self.purpose };
-        let skipped = self.links.attach(kernel, attachee, &sites, |module| {
+        let file_of = |module: u32| {
             let module = modules.get(module as usize)?;
             Some((module.file.as_ref().ok()?, module.module.path.as_str()))
-        })?;
+        };
+        let (calls, always): (Vec<_>, Vec<_>) =
+            sites.into_iter().partition(|site| comes_and_goes(site, true));
+        let mut skipped = Vec::new();
+        if self.is_apart {
+            let calls: Vec<_> =
+                calls.into_iter().filter(|site| comes_and_goes(site, !self.can_ask())).collect();
+            self.comings = Comings::prepare(kernel, attachee, &calls, file_of);
+        } else {
+            skipped.extend(self.call_links.attach(kernel, attachee, &calls, file_of)?);
+        }
+        skipped.extend(self.links.attach(kernel, attachee, &always, file_of)?);
         notes.extend(
             skipped
                 .iter()
@@ -301,6 +360,8 @@ impl Traced {
         self.own_pages.clear();
         self.heaps = Heaps::default();
         self.balance = None;
+        self.held.clear();
+        self.followed.clear();
         self.entry = None;
         self.target.rediscover()?;
         self.instrument(kernel, shared, domains)

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
@@ -82,6 +83,17 @@ impl Process {
         process.reload_image();
         // The pidfd was opened by number: what was read belongs to it only if it lives to this point.
         if process.is_alive() { Ok(process) } else { Err(TargetError::NoSuchProcess { pid }) }
+    }
+
+    /// How long its threads were on processors since it began, dead ones included; zero when it is gone.
+    pub fn cpu_time(&self) -> Duration {
+        let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+        // SAFETY: both calls write to a variable of ours.
+        let is_read = unsafe {
+            libc::clock_getcpuclockid(self.tgid.cast_signed(), &raw mut clock) == 0
+                && libc::clock_gettime(clock, &raw mut time) == 0
+        };
+        if is_read { Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32) } else { Duration::ZERO }
     }
 
     /// Whether the process still runs. Never confused by a reused number.

@@ -93,6 +93,13 @@ impl PymallocHeap {
         Pools::read(memory, arenas, self.pool_bytes, is_whole)
     }
 
+    /// Where the pools are, without what their headers say: enough for [`Pools::look_up`], which reads those that it
+    /// needs.
+    pub fn outline(&self, memory: &ProcessMemory) -> Pools {
+        let arenas = self.states.iter().filter_map(|state| state.arenas(memory, self.pool_bytes)).flatten();
+        Pools::outline(arenas.collect(), self.pool_bytes)
+    }
+
     /// Blocks of all pools that are in use now. `None` where they cannot be read.
     pub fn used_blocks(&self, memory: &ProcessMemory) -> Option<u64> {
         let pools = self.read_pools(memory);

@@ -92,6 +92,13 @@ impl Pools {
         pool_bytes: u64,
         has_all_arenas: bool,
     ) -> Self {
+        let mut all = Self::outline(arenas, pool_bytes);
+        all.has_all_arenas = has_all_arenas;
+        all.read_headers(memory);
+        all
+    }
+
+    pub(super) fn outline(arenas: Vec<(u32, RawArena)>, pool_bytes: u64) -> Self {
         let mut arenas: Vec<RawArena> = arenas.into_iter().map(|(_, arena)| arena).collect();
         arenas.sort_by_key(|arena| arena.addr);
         let mut all = Self {
@@ -99,7 +106,7 @@ impl Pools {
             arenas: Vec::with_capacity(arenas.len()),
             pools: Vec::new(),
             unread: 0,
-            has_all_arenas,
+            has_all_arenas: true,
         };
         let most = arenas.iter().map(|arena| arena.total_pools).max().unwrap_or(0);
         for arena in &arenas {
@@ -118,7 +125,6 @@ impl Pools {
                 pools: start..all.pools.len(),
             });
         }
-        all.read_headers(memory);
         all
     }
 

@@ -1,0 +1,377 @@
+//! Tracing within a budget: everything as long as that is affordable, else windows of time.
+//!
+//! The decisions are [`crate::govern`]'s. Here its answers become probes, and what was seen in a window goes into the
+//! books once it is known how much of the target's time the window saw.
+
+mod follow;
+mod predict;
+mod window;
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracer_common::config::{COUNTERS_OF_HITS, Gate};
+use tracer_common::probe::Domain;
+
+use follow::Candidate;
+pub use follow::Followed;
+pub use predict::Prediction;
+
+use super::live::Live;
+use super::sizes::Counted;
+use crate::cli::plan::DEFAULT_MAX_OVERHEAD_PCT;
+use crate::govern::{Governor, Phase, Progress, Span};
+use crate::probes::cost::{self, Runs};
+use crate::probes::kernel::Kernel;
+use crate::target::{ProbeSite, Target};
+use window::Open;
+
+/// How often it is looked what tracing everything costs.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// With `--exact`, a slowdown above this is warned of, times.
+const WARNED_OF: f64 = 2.0;
+
+/// The cell in which the hits of the probes that stay are counted; those before are of sites that are counted before
+/// the trace.
+pub(super) const GAUGE_CELL: u16 = COUNTERS_OF_HITS as u16 - 2;
+
+/// Tracing within a budget, under way.
+pub struct Bounded {
+    budget: f64,
+    governor: Governor,
+    progress: Progress,
+    /// What a trap costs by itself, seconds.
+    trap_s: f64,
+    /// As long as it is open, the kernel counts what programs cost.
+    _runs: OwnedFd,
+    state: State,
+    /// When to act next.
+    due: Instant,
+    /// When it was last accounted for, and what was counted by then.
+    last: Mark,
+    /// Number of the last window, and the time that came before it, seconds.
+    window: u64,
+    gap_s: f64,
+    /// What the target did behind the last window.
+    tail_s: f64,
+    /// What tracing everything was expected to slow the target by, times.
+    pub predicted_slowdown: Option<f64>,
+    sums: Sums,
+}
+
+/// Sums over the trace, seconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    /// In which windows were open, on the wall clock.
+    open_s: f64,
+    /// Of the target's own time, while everything was traced.
+    exact_s: f64,
+    /// What windows saw of it.
+    seen_s: f64,
+    /// What they stand for.
+    represented_s: f64,
+    windows: u64,
+}
+
+/// What is in place.
+enum State {
+    /// Every probe.
+    Exact,
+    /// None that comes and goes.
+    Apart,
+    /// A window's.
+    Open(Open),
+    /// A window's that are being taken away.
+    Closing,
+}
+
+/// What has been counted by some time.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    at: Instant,
+    /// Time that all targets were on processors.
+    cpu: Duration,
+    runs: Runs,
+    gauge_hits: u64,
+}
+
+/// What of a trace within a budget its report tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Share of the target's own time that was traced.
+    pub share: f64,
+    /// Share of its time that it lost, as far as that was measured.
+    pub overhead: f64,
+    /// Whether not everything was traced.
+    pub is_sampled: bool,
+    /// How many windows.
+    pub windows: u64,
+    /// How long they were open altogether, seconds.
+    pub open_s: f64,
+    /// By what the weights of windows are to be multiplied: the trace did not end with one.
+    pub correction: f64,
+    /// What tracing everything was expected to slow the target by, times.
+    pub predicted_slowdown: Option<f64>,
+    /// The budget, a share.
+    pub budget: f64,
+}
+
+impl Mark {
+    /// What was counted since `earlier`.
+    fn since(&self, earlier: &Self, trap_s: f64) -> Span {
+        let runs = self.runs.since(earlier.runs);
+        Span {
+            wall_s: self.at.duration_since(earlier.at).as_secs_f64(),
+            cpu_s: self.cpu.saturating_sub(earlier.cpu).as_secs_f64(),
+            hits: self.gauge_hits.saturating_sub(earlier.gauge_hits) as f64,
+            cost_s: (runs.count as f64).mul_add(trap_s, runs.time_ns as f64 / 1e9),
+        }
+    }
+}
+
+impl Bounded {
+    /// Begins with everything, or with windows where everything is expected to cost too much. `None` where the
+    /// kernel cannot do that: it has no links of many probes.
+    fn begin(kernel: &mut Kernel, budget: f64, prediction: &Prediction) -> Option<Self> {
+        kernel.multi()?;
+        let runs =
+            cost::count_runs().inspect_err(|error| log::info!("costs are not counted: {error}")).ok()?;
+        let share = prediction.exact_share;
+        let now = Instant::now();
+        // What happened at this time is the same in no two traces.
+        let seed = super::live::now_ns() ^ u64::from(std::process::id()).rotate_left(32);
+        let mut governor = Governor::new(budget, share, seed);
+        governor.passed(prediction.counted_s, prediction.lost_s);
+        let state = match governor.phase() {
+            Phase::Exact => State::Exact,
+            Phase::Windows => State::Apart,
+        };
+        Some(Self {
+            budget,
+            governor,
+            progress: Progress::default(),
+            trap_s: prediction.trap_s,
+            _runs: runs,
+            state,
+            due: now,
+            last: Mark { at: now, cpu: Duration::ZERO, runs: Runs::default(), gauge_hits: 0 },
+            window: 0,
+            gap_s: 0.0,
+            tail_s: 0.0,
+            predicted_slowdown: prediction.slowdown,
+            sums: Sums::default(),
+        })
+    }
+
+    /// Whether the probes that come and go are to be placed by windows only.
+    pub fn is_apart(&self) -> bool {
+        !matches!(self.state, State::Exact)
+    }
+
+    /// Whether what the probes tell belongs to a window: it goes into the books when that is over.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_) | State::Closing)
+    }
+
+    /// Whether not everything was traced.
+    pub fn is_sampled(&self) -> bool {
+        self.is_apart() || self.sums.windows > 0
+    }
+
+    /// When to call [`Live::govern`].
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// What of it is told by now.
+    pub fn facts(&self) -> Facts {
+        let sums = &self.sums;
+        let represented_s = sums.represented_s;
+        // What came behind the last window stands for nothing yet.
+        let all_s = represented_s + self.tail_s;
+        let total_s = sums.exact_s + all_s;
+        Facts {
+            share: if total_s > 0.0 { ((sums.exact_s + sums.seen_s) / total_s).min(1.0) } else { 1.0 },
+            overhead: self.governor.overhead(),
+            is_sampled: self.is_sampled(),
+            windows: self.sums.windows,
+            open_s: self.sums.open_s,
+            correction: if represented_s > 0.0 { all_s / represented_s } else { 1.0 },
+            predicted_slowdown: self.predicted_slowdown,
+            budget: self.budget,
+        }
+    }
+}
+
+impl Live<'_> {
+    /// Says what tracing everything will cost `targets`, whose calls were counted, and prepares to keep to the budget
+    /// if there is one. Gives the sites of each by which its speed is told.
+    pub(super) fn hold_to_budget(
+        &mut self,
+        targets: &[Target],
+        counted: &mut Option<Counted>,
+    ) -> Vec<Vec<ProbeSite>> {
+        let trap = counted.as_mut().and_then(Counted::trap).or_else(|| cost::trap(&mut self.kernel).ok());
+        let budget = self.plan.max_overhead_pct.map(|pct| pct / 100.0);
+        let prediction =
+            Prediction::new(self.plan, targets, counted.as_ref(), trap, budget.unwrap_or(f64::INFINITY));
+        let Some(budget) = budget else {
+            self.warn_of_slowdown(&prediction);
+            return Vec::new();
+        };
+        self.bounded = Bounded::begin(&mut self.kernel, budget, &prediction);
+        match &self.bounded {
+            None => self.note(
+                "this kernel cannot place probes for a short time (Linux 6.10 can): everything is traced, \
+                 whatever it costs"
+                    .to_owned(),
+            ),
+            Some(bounded) => self.say_phase(bounded),
+        }
+        prediction.gauges
+    }
+
+    /// With `--exact`.
+    fn warn_of_slowdown(&self, prediction: &Prediction) {
+        if let Some(slowdown) = prediction.slowdown.filter(|slowdown| *slowdown > WARNED_OF) {
+            eprintln!(
+                "memtrace: warning: exact tracing will slow this process about {slowdown:.1} times as long as it \
+                 lasts; without --exact it is held to {}%",
+                DEFAULT_MAX_OVERHEAD_PCT
+            );
+        }
+    }
+
+    fn say_phase(&self, bounded: &Bounded) {
+        let (Some(slowdown), false) = (bounded.predicted_slowdown, self.plan.quiet) else { return };
+        let pct = 100.0 * bounded.budget;
+        if bounded.is_apart() {
+            eprintln!(
+                "memtrace: tracing every call would slow this process about {slowdown:.1} times: sampling, within \
+                 {pct}% (--max-overhead; --exact traces all)"
+            );
+        } else {
+            log::info!("tracing every call is expected to take {:.2}%", 100.0 * (slowdown - 1.0));
+        }
+    }
+
+    /// Has the hits of `sites` counted all the time, which are those of each target.
+    pub(super) fn gauge(&mut self, sites: &[Vec<ProbeSite>]) {
+        if self.bounded.is_none() {
+            return;
+        }
+        for (traced, sites) in self.traced.iter_mut().zip(sites).filter(|(_, sites)| !sites.is_empty()) {
+            if let Err(error) = traced.gauge(&mut self.kernel, sites, GAUGE_CELL) {
+                log::info!("how fast it runs is not told: {error}");
+            }
+        }
+    }
+
+    /// The trace begins now: what was counted before is not its.
+    pub(super) fn begin_bounded(&mut self) {
+        let mark = self.mark();
+        let Some(bounded) = &mut self.bounded else { return };
+        bounded.last = mark;
+        bounded.due = match bounded.state {
+            State::Exact => bounded.last.at + LOOK,
+            _ => bounded.last.at + seconds(bounded.governor.next_distance()),
+        };
+        if bounded.is_apart() {
+            self.set_gate(true);
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn govern(&mut self) {
+        let Some(bounded) = &mut self.bounded else { return };
+        match bounded.state {
+            State::Exact => self.look_at_cost(),
+            State::Apart => self.open_window(),
+            State::Open(_) => self.close_window(),
+            State::Closing => {}
+        }
+    }
+
+    /// While everything is traced.
+    fn look_at_cost(&mut self) {
+        let mark = self.mark();
+        let Some(bounded) = &mut self.bounded else { return };
+        let span = mark.since(&bounded.last, bounded.trap_s);
+        bounded.last = mark;
+        bounded.sums.exact_s += (span.cpu_s - span.cost_s).max(0.0);
+        bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
+        if bounded.governor.phase() == Phase::Windows {
+            log::info!("tracing everything costs too much: windows from here on");
+            self.part();
+        } else {
+            bounded.due = mark.at + LOOK;
+        }
+    }
+
+    /// From tracing everything to windows.
+    fn part(&mut self) {
+        self.set_gate(true);
+        for traced in &mut self.traced {
+            traced.part();
+        }
+        // What was seen until here is of the exact part.
+        self.take_records();
+        for traced in &mut self.traced {
+            traced.balance = None;
+            let traces_pools = traced.traces_pools();
+            let blocks = traced.trace.ledger.heap_blocks();
+            let followed = blocks
+                .map(|(addr, _, domain, _)| Candidate::new(addr, traces_pools && domain == Domain::PyObject));
+            traced.followed.add(followed.collect());
+        }
+        self.instrument_all();
+        let mark = self.mark();
+        let Some(bounded) = &mut self.bounded else { return };
+        let span = mark.since(&bounded.last, bounded.trap_s);
+        // Nothing of that is seen, and nothing stands for it but what comes.
+        bounded.sums.represented_s += (span.cpu_s - span.cost_s).max(0.0);
+        bounded.last = mark;
+        bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
+        bounded.state = State::Apart;
+        bounded.due = mark.at + seconds(bounded.governor.next_distance());
+    }
+
+    /// Places, or prepares, the probes of all targets.
+    fn instrument_all(&mut self) {
+        let domains = self.plan.domains.as_deref();
+        for index in 0..self.traced.len() {
+            let traced = &mut self.traced[index];
+            let told = traced.instrument(&mut self.kernel, &mut self.shared, domains);
+            match told {
+                Ok(notes) => notes.into_iter().for_each(|note| self.note(note)),
+                Err(error) => self.fail(error),
+            }
+        }
+    }
+
+    /// What has been counted by now.
+    fn mark(&mut self) -> Mark {
+        let runs = self.kernel.multi().map(|multi| multi.runs()).unwrap_or_default();
+        let living = self.traced.iter().filter(|traced| !traced.has_ended);
+        Mark {
+            at: Instant::now(),
+            cpu: living.map(|traced| traced.target.process.cpu_time()).sum(),
+            runs,
+            gauge_hits: self.kernel.hits(GAUGE_CELL).unwrap_or(0),
+        }
+    }
+
+    fn set_gate(&mut self, is_closed: bool) {
+        let window = self.bounded.as_ref().map_or(0, |bounded| bounded.window);
+        let gate = Gate { is_closed: is_closed.into(), window };
+        if let Err(error) = self.kernel.set_gate(gate) {
+            self.fail(error.into());
+        }
+    }
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(LOOK)
+}

@@ -1,0 +1,116 @@
+//! What tracing everything would cost, told before it begins; and which probes may stay in place all the time.
+
+use std::time::Duration;
+
+use tracer_common::probe::{Action, Domain, Ending};
+
+use crate::cli::plan::TracePlan;
+use crate::session::sizes::Counted;
+use crate::session::traced::probed_sites;
+use crate::target::{ProbeSite, Target};
+
+/// What a program that traces takes beside its trap, by `cargo xtask bench` (docs/overhead.md): one that allocates
+/// walks a stack, one that frees sends a record.
+const ALLOCATES: Duration = Duration::from_nanos(900);
+const GIVES_BACK: Duration = Duration::from_nanos(250);
+
+/// What a trap takes where it could not be measured.
+const TRAP: Duration = Duration::from_nanos(500);
+
+/// The share of the budget that probes may take which stay in place all the time.
+const GAUGE_SHARE: f64 = 0.1;
+
+/// Hits a second by which it is told how fast a target runs.
+const LEAST_GAUGE_HITS: f64 = 200.0;
+
+/// What is known before the trace.
+#[derive(Clone, Debug, Default)]
+pub struct Prediction {
+    /// What a trap takes, seconds.
+    pub trap_s: f64,
+    /// How many times as long the busiest target would take if everything were traced; `None` where its calls could
+    /// not be counted.
+    pub slowdown: Option<f64>,
+    /// What of each second it would lose; nothing, as long as it rests.
+    pub exact_share: Option<f64>,
+    /// How long calls were counted, seconds.
+    pub counted_s: f64,
+    /// What that cost the target, seconds.
+    pub lost_s: f64,
+    /// Of each target, which of its sites are called so seldom that they may be counted all the time.
+    pub gauges: Vec<Vec<ProbeSite>>,
+}
+
+impl Prediction {
+    /// By the calls that were counted; `trap` is what a trap takes.
+    pub fn new(
+        plan: &TracePlan,
+        targets: &[Target],
+        counted: Option<&Counted>,
+        trap: Option<Duration>,
+        budget: f64,
+    ) -> Self {
+        let trap_s = trap.unwrap_or(TRAP).as_secs_f64();
+        let Some(counted) = counted else { return Self { trap_s, ..Self::default() } };
+        let mut prediction = Self { trap_s, counted_s: counted.wall_s, ..Self::default() };
+        for (target, seen) in targets.iter().zip(&counted.by_target) {
+            let sites = probed_sites(target, plan.domains.as_deref());
+            let parallel = parallel(target);
+            // Each hit took a trap: what was left is the target's own time.
+            let hits: f64 = seen.hits.iter().sum();
+            let cpu_s = seen.cpu_s.max(1e-6);
+            let own_s = (cpu_s - hits * trap_s).max(0.05 * cpu_s);
+            // For each second on a processor.
+            let rates: Vec<f64> = seen.hits.iter().map(|hits| hits / own_s).collect();
+            let cost: f64 = sites.iter().zip(&rates).map(|(site, rate)| rate * cost_s(site, trap_s)).sum();
+            let busy = (cpu_s / counted.wall_s).min(parallel);
+            prediction.slowdown = Some(prediction.slowdown.unwrap_or(1.0).max(1.0 + cost));
+            prediction.exact_share = Some(prediction.exact_share.unwrap_or(0.0).max(busy * cost / parallel));
+            prediction.lost_s = prediction.lost_s.max((cpu_s - own_s) / parallel);
+            let most = budget * GAUGE_SHARE / trap_s;
+            log::debug!(
+                "{} of {} sites are hit",
+                seen.hits.iter().filter(|hits| **hits > 0.0).count(),
+                sites.len()
+            );
+            prediction.gauges.push(gauge(&sites, &rates, most));
+        }
+        prediction
+    }
+}
+
+/// Threads that may run at once.
+fn parallel(target: &Target) -> f64 {
+    if target.cpython.is_some() {
+        // One at a time has the interpreter's lock.
+        return 1.0;
+    }
+    let threads = std::fs::read_dir(format!("/proc/{}/task", target.process.tgid)).map_or(1, Iterator::count);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    threads.clamp(1, processors) as f64
+}
+
+/// What a call at `site` takes, seconds.
+fn cost_s(site: &ProbeSite, trap_s: f64) -> f64 {
+    let traps = if site.function.ending() == Ending::Unseen { 1.0 } else { 2.0 };
+    let program = match site.function.action() {
+        Action::Release | Action::PutIntoPool | Action::Unmap | Action::Throw => GIVES_BACK,
+        _ => ALLOCATES,
+    };
+    traps * trap_s + program.as_secs_f64()
+}
+
+/// Sites at which a target is hit often enough to tell how fast it runs, and not more than `most` times a second.
+fn gauge(sites: &[ProbeSite], rates: &[f64], most: f64) -> Vec<ProbeSite> {
+    let mut order: Vec<usize> = (0..sites.len().min(rates.len())).collect();
+    order.sort_by(|a, b| rates[*b].total_cmp(&rates[*a]));
+    let (mut sum, mut chosen) = (0.0, Vec::new());
+    for index in order {
+        let is_suitable = sites[index].function.domain() != Domain::Mmap && rates[index] > 0.0;
+        if is_suitable && sum + rates[index] <= most {
+            sum += rates[index];
+            chosen.push(sites[index].clone());
+        }
+    }
+    if sum < LEAST_GAUGE_HITS { Vec::new() } else { chosen }
+}
