@@ -14,10 +14,10 @@ use crate::cli::plan::OutputPlan;
 use crate::collect::decode::Decoder;
 use crate::exit::{Code, Failure};
 use crate::ledger::SizeLimits;
-use crate::model::{Loss, Mapping, Module, Report, Target};
+use crate::model::{Loss, Mapping, Module, Report, Sampling, SamplingFacts, Target};
 use crate::output;
 use crate::recording::{FIRST_WITH_CONTENTS, FIRST_WITH_DOUBT, Reader, RecordingHeader, Section, Trailer};
-use crate::summarize::{self, Names, Traced, Window};
+use crate::summarize::{self, Names, RunFacts, Traced};
 use crate::symbolize::Symbolizer;
 use crate::trace::Trace;
 
@@ -126,7 +126,12 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
         .map(|end| end.ended_mono_ns)
         .or(reader.last_time_ns())
         .unwrap_or(header.started_mono_ns);
-    let window = Window {
+    let is_sampled = traces.iter().any(|traced| traced.trace.ledger.is_sampled());
+    let sampling = match &trailer {
+        Some(end) => end.sampling.clone(),
+        None => is_sampled.then(|| sampling_so_far(&traces, header.started_mono_ns, now_ns)),
+    };
+    let facts = RunFacts {
         memtrace_version: header.memtrace_version.clone(),
         started_unix_ms: header.started_unix_ms,
         now_ns,
@@ -142,6 +147,7 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
                     || header.settings.domains.iter().any(|name| name == domain.name())
             })
             .collect(),
+        sampling,
     };
     let (mut loss, coverage) = match trailer {
         Some(end) => (end.loss, end.coverage),
@@ -159,7 +165,7 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
                 .to_owned(),
         );
     }
-    let mut report = summarize::report(&traces, &names, &window, loss, coverage, notes);
+    let mut report = summarize::report(&traces, &names, &facts, loss, coverage, notes);
     if reader.damage().is_some() {
         report.loss.complete = false;
     }
@@ -168,6 +174,33 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
 
 fn frees_may_be_lost(loss: &Loss) -> bool {
     [Counter::FreeLost, Counter::ReplaceLost].iter().any(|counter| loss.detail.contains_key(counter.label()))
+}
+
+/// What the windows of a recording tell that was cut short, and so does not say how it was sampled.
+fn sampling_so_far(traces: &[Traced<'_>], started_ns: u64, now_ns: u64) -> SamplingFacts {
+    // Windows are those of the session: each target has them, from when it came.
+    let windows = traces.iter().map(|traced| traced.trace.ledger.windows());
+    let most = windows.max_by_key(|windows| windows.iter().count());
+    let windows: Vec<_> = most.into_iter().flat_map(|windows| windows.iter()).collect();
+    let next = windows.iter().skip(1).map(|next| next.opened_ns).chain([now_ns]);
+    let lengths_ns = windows.iter().zip(next).map(|(window, next_ns)| {
+        window.closed_ns.min(next_ns).saturating_sub(window.opened_ns.max(started_ns))
+    });
+    let open_ns = lengths_ns.fold(0_u64, u64::saturating_add);
+    let share = open_ns as f64 / now_ns.saturating_sub(started_ns).max(1) as f64;
+    let note = "the recording was cut short: what was allocated behind the last window is in no figure, and \
+                blocks that were not asked for any more may be free";
+    SamplingFacts {
+        correction: 1.0,
+        maturity_ns: 0,
+        sampling: Sampling {
+            share: share.min(1.0),
+            note: note.to_owned(),
+            windows: windows.len() as u64,
+            window_ms: open_ns as f64 / 1e6,
+            ..Sampling::default()
+        },
+    }
 }
 
 /// A recording that was cut short has no names: they are looked up in this machine's files where these

@@ -2,6 +2,7 @@
 
 mod frames;
 mod rows;
+mod tally;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tracer_common::event::{MAX_FRAMES, WalkEnd};
 use tracer_common::probe::Domain;
 
 use crate::model::{
-    CodeAddr, Coverage, Frame, Loss, Mode, PYTHON_UNPLACED, Report, StackRow, Target, Totals,
+    CodeAddr, Coverage, Frame, Loss, Mode, PYTHON_UNPLACED, Report, SamplingFacts, StackRow, Target, Totals,
 };
 use crate::trace::Trace;
 
@@ -27,7 +28,7 @@ pub struct Traced<'a> {
 }
 
 /// What is known of the run as a whole.
-pub struct Window {
+pub struct RunFacts {
     /// Version of memtrace that traced.
     pub memtrace_version: String,
     /// Wall clock at the start, milliseconds since 1970.
@@ -40,6 +41,8 @@ pub struct Window {
     pub min_age: Duration,
     /// The domains that the report is of.
     pub domains: Vec<Domain>,
+    /// How the trace was sampled; `None` where every call was traced.
+    pub sampling: Option<SamplingFacts>,
 }
 
 /// The places in native code, each once: what Python functions are called is in the books.
@@ -62,7 +65,7 @@ pub fn places(traces: &[Traced<'_>]) -> Vec<CodeAddr> {
 pub fn report(
     traces: &[Traced<'_>],
     names: &Names,
-    window: &Window,
+    facts: &RunFacts,
     mut loss: Loss,
     coverage: BTreeMap<String, Coverage>,
     notes: Vec<String>,
@@ -70,7 +73,7 @@ pub fn report(
     let mut stacks: Vec<StackRow> = traces
         .iter()
         .enumerate()
-        .flat_map(|(place, traced)| rows::rows(place, traced, names, window, &mut loss))
+        .flat_map(|(place, traced)| rows::rows(place, traced, names, facts, &mut loss))
         .collect();
     stacks.sort_by_key(|row| std::cmp::Reverse((row.outstanding_bytes, row.alloc_bytes, row.alloc_count)));
     let mut totals = sums(&stacks);
@@ -82,12 +85,12 @@ pub fn report(
     loss.complete = loss.events_lost == 0 && loss.stacks_lost == 0 && loss.probes_missed == 0;
     Report {
         schema: "memtrace.report.v1".to_owned(),
-        memtrace_version: window.memtrace_version.clone(),
+        memtrace_version: facts.memtrace_version.clone(),
         targets: traces.iter().map(|traced| traced.target.clone()).collect(),
-        mode: Mode::Exact,
-        sampling: None,
-        started_unix_ms: window.started_unix_ms,
-        duration_ms: window.duration_ms,
+        mode: if facts.sampling.is_some() { Mode::Sampled } else { Mode::Exact },
+        sampling: facts.sampling.as_ref().map(|facts| facts.sampling.clone()),
+        started_unix_ms: facts.started_unix_ms,
+        duration_ms: facts.duration_ms,
         totals,
         coverage,
         loss,
@@ -100,16 +103,16 @@ pub fn report(
 pub fn sums(rows: &[StackRow]) -> Totals {
     let mut totals = Totals::default();
     for row in rows {
-        totals.alloc_count += row.alloc_count;
-        totals.alloc_bytes += row.alloc_bytes;
-        totals.free_count += row.free_count;
-        totals.free_bytes += row.free_bytes;
-        totals.outstanding_count += row.outstanding_count;
-        totals.outstanding_bytes += row.outstanding_bytes;
-        totals.unsure_count += row.unsure_count;
-        totals.unsure_bytes += row.unsure_bytes;
-        totals.cached_count += row.cached_count;
-        totals.cached_bytes += row.cached_bytes;
+        totals.alloc_count = totals.alloc_count.saturating_add(row.alloc_count);
+        totals.alloc_bytes = totals.alloc_bytes.saturating_add(row.alloc_bytes);
+        totals.free_count = totals.free_count.saturating_add(row.free_count);
+        totals.free_bytes = totals.free_bytes.saturating_add(row.free_bytes);
+        totals.outstanding_count = totals.outstanding_count.saturating_add(row.outstanding_count);
+        totals.outstanding_bytes = totals.outstanding_bytes.saturating_add(row.outstanding_bytes);
+        totals.unsure_count = totals.unsure_count.saturating_add(row.unsure_count);
+        totals.unsure_bytes = totals.unsure_bytes.saturating_add(row.unsure_bytes);
+        totals.cached_count = totals.cached_count.saturating_add(row.cached_count);
+        totals.cached_bytes = totals.cached_bytes.saturating_add(row.cached_bytes);
     }
     totals
 }

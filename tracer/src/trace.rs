@@ -44,7 +44,7 @@ impl Trace {
                 self.stacks.insert(raw.id, stack);
             }
             Event::Code(raw) => self.codes.add(raw),
-            Event::Exec(_) => *self = Self::new(self.limits),
+            Event::Exec(_) => *self = Self { ledger: self.ledger.of_next_image(), ..Self::new(self.limits) },
             _ => self.ledger.apply(event),
         }
     }

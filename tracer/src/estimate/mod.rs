@@ -6,5 +6,5 @@ mod weight;
 #[cfg(test)]
 mod simulated;
 
-pub use bounds::{Interval, interval};
+pub use bounds::{Interval, Seen, Spread, interval};
 pub use weight::Weight;

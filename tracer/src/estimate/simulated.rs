@@ -1,7 +1,7 @@
 //! Whole traces without a kernel: streams whose truth is known, windows over them, and what the estimate makes of
 //! what they saw. Seeds are fixed: a test gives the same figures each time.
 
-use super::{Weight, interval};
+use super::{Seen, Spread, Weight, interval};
 
 /// A trace, seconds.
 const TRACE_S: f64 = 60.0;
@@ -121,17 +121,18 @@ fn simulate(stream: Stream, traces: u32, seed: u64, tamper: fn(f64) -> f64) -> O
         let truth = births.iter().map(|(_, blocks)| *blocks).sum::<u64>() as f64;
         let mut seen = Vec::new();
         let windows = windows(&mut random);
-        let typical = tamper(windows.iter().map(|window| window.weight).sum::<f64>() / windows.len() as f64);
+        let spread = Spread::of(windows.iter().map(|window| tamper(window.weight)));
         for window in &windows {
             let from = births.partition_point(|(born_s, _)| *born_s < window.opens_s);
             let within = births[from..].iter().take_while(|(born_s, _)| *born_s < window.opens_s + WINDOW_S);
-            let blocks: u64 = within.map(|(_, blocks)| *blocks).sum();
-            if blocks > 0 {
-                seen.push(blocks as f64 * tamper(window.weight));
+            let blocks = within.map(|(_, blocks)| *blocks).sum::<u64>() as f64;
+            if blocks > 0.0 {
+                let weight = tamper(window.weight);
+                seen.push(Seen { weight, total: blocks * weight, squares: blocks * weight * weight });
             }
         }
-        let estimate: f64 = seen.iter().sum();
-        let bounds = interval(&seen, typical);
+        let estimate: f64 = seen.iter().map(|seen| seen.total).sum();
+        let bounds = interval(&seen, &spread, 1.0);
         truths += truth;
         sums += estimate;
         squares += (estimate - truth) * (estimate - truth);
@@ -154,12 +155,29 @@ fn assert_honest(stream: Stream, traces: u32, seed: u64, coverage: std::ops::Ran
 
 #[test]
 fn single_leaks() {
-    assert_honest(single, 3000, 1, 0.98..0.999);
+    assert_honest(single, 3000, 1, 0.96..0.985);
 }
 
 #[test]
 fn leaks_of_ten_at_a_time() {
-    assert_honest(clustered, 3000, 2, 0.98..0.999);
+    assert_honest(clustered, 3000, 2, 0.95..0.98);
+}
+
+/// Some in each window.
+#[test]
+fn a_busy_stream() {
+    assert_honest(|random| poisson(random, 300.0, 1), 600, 6, 0.93..0.98);
+}
+
+/// Nothing but for a third of the time. That a rate is not always the same is taken for chance.
+#[test]
+fn a_burst() {
+    fn burst(random: &mut Random) -> Vec<(f64, u64)> {
+        let mut births = poisson(random, 60.0, 1);
+        births.retain(|(born_s, _)| (20.0..40.0).contains(born_s));
+        births
+    }
+    assert_honest(burst, 3000, 7, 0.98..0.9995);
 }
 
 #[test]
@@ -174,7 +192,7 @@ fn a_leak_on_every_second() {
 
 #[test]
 fn leaks_among_churn() {
-    assert_honest(among_churn, 3000, 5, 0.98..0.999);
+    assert_honest(among_churn, 3000, 5, 0.96..0.985);
 }
 
 /// The tests above would see a wrong weight: by a tenth, and by a window that is forgotten.

@@ -6,6 +6,7 @@ use hashbrown::HashMap;
 use tracer_common::probe::Function;
 
 use super::rows::{RowId, Rows};
+use crate::estimate::Weight;
 
 /// Mappings are whole pages of this many bytes; larger pages are multiples of it.
 const PAGE_BYTES: u64 = 4096;
@@ -126,7 +127,7 @@ impl MappedBlocks {
         block.held_bytes -= piece.end_addr - piece.start_addr;
         block.size_bytes -= asked_bytes;
         if block.held_bytes == 0 {
-            rows.freed(block.row, asked_bytes, block.is_unsure);
+            rows.freed(block.row, asked_bytes, block.is_unsure, Weight::EXACT);
             self.blocks.remove(&piece.block);
         } else {
             rows.freed_part(block.row, asked_bytes, block.is_unsure);
@@ -143,7 +144,7 @@ impl MappedBlocks {
         for block in self.blocks.values_mut() {
             if !block.is_unsure && block.time_ns <= born_by_ns {
                 block.is_unsure = true;
-                rows.doubted(block.row, block.size_bytes);
+                rows.doubted(block.row, block.size_bytes, Weight::EXACT);
             }
         }
     }

@@ -6,41 +6,35 @@
 //!
 //! A block whose free may have been lost becomes *unsure* and is not outstanding any more. It stays in the
 //! books, since the loss may have been that of another block: whatever ends a block ends it too.
+//!
+//! In a sampled trace heap blocks are seen in windows, and each stands for as many as its weight says. Their frees
+//! are seen in windows too, or not at all: whoever keeps the books asks the allocator of each block. Mappings are
+//! always seen.
 
+mod block;
 mod mapped;
 pub mod rows;
+mod windows;
 
 use hashbrown::HashMap;
 use tracer_common::event::{
     AllocateRecord, ContentRecord, DoubtRecord, Header, Kind, ReleaseRecord, ReplaceBeginRecord,
-    ReplaceEndRecord,
+    ReplaceEndRecord, WindowRecord,
 };
 use tracer_common::lost;
 use tracer_common::probe::{Action, Domain, Function};
 
+pub use windows::{Window, Windows};
+
+use crate::estimate::Weight;
 use crate::model::Event;
+use block::Block;
 use mapped::{MappedBlocks, Span};
 use rows::{RowId, Rows};
 
 /// Two processors may write one cell of [`tracer_common::lost`] at once, and the earlier time stay. A cell
 /// counts as marked this much later than it says: far longer than a program of the kernel side runs.
 pub const SLACK_NS: u64 = 1_000_000;
-
-/// A heap block that was allocated and not freed. There may be millions: the flags take what would be padding.
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    size_bytes: u64,
-    time_ns: u64,
-    row: RowId,
-    /// What is in it, as a [`ContentRecord`] named it last.
-    content: u16,
-    is_unsure: bool,
-    /// A `realloc` of it has begun and is not known to have failed.
-    is_in_call: bool,
-}
-
-// A live block takes this much and a byte, in a table that is seven sixteenths to seven eighths full.
-const _: () = assert!(size_of::<(u64, Block)>() == 32);
 
 /// A `realloc`, `mremap` or `munmap` that has not returned yet. The old memory stays in the books until then.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +88,23 @@ pub struct Live {
     pub time_ns: u64,
     /// What is in it; 0 = not known.
     pub content: u16,
+    /// For how many it stands.
+    pub weight: Weight,
+}
+
+/// An outstanding heap block whose free would not have been seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampledBlock {
+    /// Where it is.
+    pub addr: u64,
+    /// Bytes of it.
+    pub size_bytes: u64,
+    /// When it was allocated.
+    pub time_ns: u64,
+    /// The domain that the probe told.
+    pub domain: Domain,
+    /// For how many it stands; 1 where it was allocated in a phase in which everything was traced.
+    pub weight: Weight,
 }
 
 /// The books of one target.
@@ -105,6 +116,7 @@ pub struct Ledger {
     /// By thread: calls that one thread makes follow one another.
     calls: HashMap<u32, Call>,
     rows: Rows,
+    windows: Windows,
     inconsistencies: Inconsistencies,
 }
 
@@ -117,8 +129,14 @@ impl Ledger {
             mapped: MappedBlocks::default(),
             calls: HashMap::new(),
             rows: Rows::default(),
+            windows: Windows::default(),
             inconsistencies: Inconsistencies::default(),
         }
+    }
+
+    /// Empty books for what the process runs next: it is in the same window.
+    pub fn of_next_image(&self) -> Self {
+        Self { windows: self.windows.clone(), ..Self::new(self.limits) }
     }
 
     /// Enters one event. Stacks, `exec` and `fork` are the session's business and change nothing here: the
@@ -131,7 +149,8 @@ impl Ledger {
             Event::ReplaceEnd(record) => self.replace_end(record),
             Event::Doubt(record) => self.doubt(record),
             Event::Content(record) => self.look_into(record),
-            Event::Window(_) | Event::Stack(_) | Event::Code(_) | Event::Exec(_) | Event::Fork(_) => {}
+            Event::Window(record) => self.enter_window(record),
+            Event::Stack(_) | Event::Code(_) | Event::Exec(_) | Event::Fork(_) => {}
         }
     }
 
@@ -143,6 +162,16 @@ impl Ledger {
     /// What does not fit together.
     pub fn inconsistencies(&self) -> Inconsistencies {
         self.inconsistencies
+    }
+
+    /// When heap allocations were seen.
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    /// Whether a window of a weight above 1 was ever entered.
+    pub fn is_sampled(&self) -> bool {
+        self.windows.is_sampled()
     }
 
     /// Live blocks and mappings.
@@ -161,29 +190,58 @@ impl Ledger {
     }
 
     fn blocks(&self, is_unsure: bool) -> impl Iterator<Item = Live> + '_ {
-        let chosen = self.heap.values().filter(move |block| block.is_unsure == is_unsure);
+        let chosen = self.heap.values().filter(move |block| block.is_unsure() == is_unsure);
         let heap = chosen.map(|block| Live {
-            row: block.row,
+            row: block.row(),
             size_bytes: block.size_bytes,
             time_ns: block.time_ns,
             content: block.content,
+            weight: block.weight,
         });
         let mapped = self.mapped.blocks(is_unsure).map(|(row, size_bytes, time_ns)| Live {
             row,
             size_bytes,
             time_ns,
             content: ContentRecord::UNKNOWN,
+            weight: Weight::EXACT,
         });
         heap.chain(mapped)
     }
 
     /// The outstanding heap blocks: address, size, the domain that the probe told, the stack.
     pub fn heap_blocks(&self) -> impl Iterator<Item = (u64, u64, Domain, u64)> + '_ {
-        let sure = self.heap.iter().filter(|(_, block)| !block.is_unsure && !block.is_in_call);
+        let sure = self.heap.iter().filter(|(_, block)| !block.is_unsure() && !block.is_in_call());
         sure.map(|(addr, block)| {
-            let row = self.rows.get(block.row);
+            let row = self.rows.get(block.row());
             (*addr, block.size_bytes, row.domain, row.stack)
         })
+    }
+
+    /// The outstanding heap blocks of which only their allocator can tell whether they live: those that were seen in
+    /// a window, and those of a phase in which everything was traced, once it is over.
+    pub fn sampled_blocks(&self) -> impl Iterator<Item = SampledBlock> + '_ {
+        // Also those in a call: where the window closed before it returned, nothing more is heard of it.
+        let followed =
+            self.heap.iter().filter(|(_, block)| !block.is_unsure() && !self.would_see_free(block));
+        followed.map(|(addr, block)| SampledBlock {
+            addr: *addr,
+            size_bytes: block.size_bytes,
+            time_ns: block.time_ns,
+            domain: self.rows.get(block.row()).domain,
+            weight: block.weight,
+        })
+    }
+
+    fn would_see_free(&self, block: &Block) -> bool {
+        self.windows.would_see_free(block.weight, block.time_ns)
+    }
+
+    fn enter_window(&mut self, record: &WindowRecord) {
+        self.windows.enter(record);
+        // The probes were away meanwhile: no end of a call is that of one that began before.
+        let left: Vec<u32> =
+            self.calls.iter().filter(|(_, call)| !call.is_mapping).map(|(tid, _)| *tid).collect();
+        left.into_iter().for_each(|tid| self.leave_call(tid));
     }
 
     /// Whether a heap block at `addr` is outstanding that was there at `time_ns`.
@@ -196,7 +254,8 @@ impl Ledger {
             return;
         }
         if record.content == u64::from(ContentRecord::FREE) {
-            if self.free_heap(record.addr, record.header.time_ns) {
+            let is_surprise = self.heap.get(&record.addr).is_some_and(|block| self.would_see_free(block));
+            if self.free_heap(record.addr, record.header.time_ns) && is_surprise {
                 self.inconsistencies.found_free += 1;
             }
         } else if let Some(block) = self.heap.get_mut(&record.addr) {
@@ -218,7 +277,7 @@ impl Ledger {
             DoubtRecord { header: Header { kind, function: function as u8, target, tid: 0, time_ns }, addr }
         };
         let heap = || {
-            let sure = self.heap.iter().filter(|(_, block)| !block.is_unsure);
+            let sure = self.heap.iter().filter(|(_, block)| !block.is_unsure());
             sure.filter_map(|(addr, block)| {
                 let time_ns = lost_by(*addr).filter(|lost_by| block.time_ns <= *lost_by)?;
                 Some(doubt(Function::Malloc, *addr, time_ns))
@@ -237,11 +296,11 @@ impl Ledger {
         if domain(record.header.function) == Domain::Mmap {
             self.mapped.doubt(lost_by_ns, &mut self.rows);
         } else if let Some(block) = self.heap.get_mut(&record.addr)
-            && !block.is_unsure
+            && !block.is_unsure()
             && block.time_ns <= lost_by_ns
         {
-            block.is_unsure = true;
-            self.rows.doubted(block.row, block.size_bytes);
+            block.doubt();
+            self.rows.doubted(block.row(), block.size_bytes, block.weight);
         }
     }
 
@@ -256,24 +315,18 @@ impl Ledger {
             // MAP_FIXED replaces what was there; else its end was missed.
             self.mapped.free(span, u64::MAX, &mut self.rows);
             if self.limits.admit(size_bytes) {
-                let row = self.rows.allocated(stack, domain, size_bytes);
+                let row = self.rows.allocated(stack, domain, size_bytes, Weight::EXACT);
                 self.mapped.insert(span, row, time_ns);
             }
             return;
         }
         let entered = self.limits.admit(size_bytes).then(|| {
-            let row = self.rows.allocated(stack, domain, size_bytes);
+            let weight = self.windows.weight();
+            let row = self.rows.allocated(stack, domain, size_bytes, weight);
             if is_in_pool(header.function) {
                 self.rows.held(row);
             }
-            Block {
-                size_bytes,
-                time_ns,
-                row,
-                content: ContentRecord::UNKNOWN,
-                is_unsure: false,
-                is_in_call: false,
-            }
+            Block::new(size_bytes, time_ns, row, weight)
         });
         let older = match entered {
             Some(block) => self.heap.insert(addr, block),
@@ -281,15 +334,22 @@ impl Ledger {
         };
         if let Some(older) = older {
             // A realloc that has not returned gives its old address back all the same.
-            if !older.is_in_call && !older.is_unsure {
+            if !older.is_in_call() && !older.is_unsure() && self.would_see_free(&older) {
                 self.inconsistencies.frees_missed += 1;
             }
-            self.rows.freed(older.row, older.size_bytes, older.is_unsure);
+            self.rows.freed(older.row(), older.size_bytes, older.is_unsure(), older.weight);
         }
     }
 
     fn release(&mut self, record: &ReleaseRecord) {
         if !self.free_heap(record.addr, record.header.time_ns) {
+            self.count_unmatched();
+        }
+    }
+
+    /// In windows, most frees are of blocks that were allocated between them: that says nothing.
+    fn count_unmatched(&mut self) {
+        if self.windows.weight().is_exact() {
             self.inconsistencies.unmatched_frees += 1;
         }
     }
@@ -300,7 +360,7 @@ impl Ledger {
         let Some(block) = self.heap.get(&addr).copied().filter(|block| block.time_ns <= born_by_ns) else {
             return false;
         };
-        self.rows.freed(block.row, block.size_bytes, block.is_unsure);
+        self.rows.freed(block.row(), block.size_bytes, block.is_unsure(), block.weight);
         self.heap.remove(&addr);
         true
     }
@@ -314,7 +374,7 @@ impl Ledger {
             Span::of(header.function, addr, length_bytes).is_some_and(|span| self.mapped.has(span))
         } else {
             let block = self.heap.get_mut(&addr);
-            block.map(|block| block.is_in_call = true).is_some()
+            block.map(|block| block.set_in_call(true)).is_some()
         };
         let call = Call { is_mapping, addr, length_bytes, time_ns: header.time_ns, old_is_known };
         self.calls.insert(header.tid, call);
@@ -327,7 +387,7 @@ impl Ledger {
             && let Some(block) = self.heap.get_mut(&call.addr)
             && block.time_ns <= call.time_ns
         {
-            block.is_in_call = false;
+            block.set_in_call(false);
         }
     }
 
@@ -361,7 +421,7 @@ impl Ledger {
         let born_by_ns = begun.map_or(header.time_ns, |call| call.time_ns);
         // A known old block that is gone was entered as freed when its address was handed out again.
         if !self.free_heap(released_addr, born_by_ns) && !begun.is_some_and(|call| call.old_is_known) {
-            self.inconsistencies.unmatched_frees += 1;
+            self.count_unmatched();
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod against_model;
 mod doubt;
+mod sampled;
 
 use std::collections::BTreeMap;
 

@@ -215,7 +215,7 @@ fn since_start(header: &RecordingHeader, time_ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{header, modules, names, small_recording};
+    use super::super::tests::{header, modules, names, small_recording, window};
     use super::super::write::Writer;
     use super::*;
 
@@ -261,10 +261,14 @@ mod tests {
         let mut writer = Writer::create(&mut file, &header()).unwrap();
         writer.modules(&modules(&["/tmp/\x1b[2J\n"])).unwrap();
         writer.names(&names("\x1b[2J")).unwrap();
+        writer.window(&window(2.5)).unwrap();
+        writer.window(&WindowRecord { closed_ns: WindowRecord::OPEN, ..window(1.0) }).unwrap();
         writer.event(b"?").unwrap();
         writer.flush().unwrap();
         let text = dumped(&file);
         assert!(!text.contains('\x1b') && text.contains("\\u{1b}[2J"), "{text}");
+        assert!(text.contains("  +9 window target=1 tid=0 weight=2.5 closed=+19\n"), "{text}");
+        assert!(text.contains("  +9 window target=1 tid=0 weight=1\n"), "{text}");
         assert!(text.contains("  undecodable: record is cut short (1 bytes)"), "{text}");
         assert!(text.lines().last().unwrap().starts_with("damage: "), "{text}");
     }

@@ -156,13 +156,14 @@ fn a_recording_gives_the_report_that_was_made_live() {
     live.writer.finish(&trailer).unwrap();
 
     for min_age in [Duration::ZERO, Duration::from_millis(50)] {
-        let window = Window {
+        let facts = RunFacts {
             memtrace_version: "0.1.0".to_owned(),
             started_unix_ms: 5,
             now_ns: ended_ns,
             duration_ms: 100,
             min_age,
             domains: Domain::ALL.to_vec(),
+            sampling: None,
         };
         let traced: Vec<Traced<'_>> = targets
             .iter()
@@ -171,7 +172,7 @@ fn a_recording_gives_the_report_that_was_made_live() {
             .collect();
         let names = names.iter().map(|named| (named.place, named.frames.clone())).collect();
         let made_live =
-            summarize::report(&traced, &names, &window, trailer.loss.clone(), BTreeMap::new(), Vec::new());
+            summarize::report(&traced, &names, &facts, trailer.loss.clone(), BTreeMap::new(), Vec::new());
         let (header, reader) = Reader::open(&file[..]).unwrap();
         let mut replayed = read(&header, reader, min_age);
         // Rows without outstanding bytes come in the order of the books.
@@ -224,18 +225,19 @@ fn python_frames_are_named_as_they_were_live() {
     let targets = [process("first"), process("worker")];
     let traced: Vec<Traced<'_>> =
         targets.iter().zip(&traces).map(|(target, trace)| Traced { target: target.clone(), trace }).collect();
-    let window = Window {
+    let facts = RunFacts {
         memtrace_version: "0.1.0".to_owned(),
         started_unix_ms: 5,
         now_ns: STARTED_NS,
         duration_ms: 0,
         min_age: Duration::ZERO,
         domains: Domain::ALL.to_vec(),
+        sampling: None,
     };
     let made_live = summarize::report(
         &traced,
         &Names::new(),
-        &window,
+        &facts,
         summarize::loss(&BTreeMap::new(), 0),
         BTreeMap::new(),
         Vec::new(),
@@ -326,16 +328,17 @@ fn blocks_are_told_by_what_is_in_them_as_they_were_live() {
         Trailer { ended_mono_ns: STARTED_NS + 30_000_000, contents: vec![contents], ..Trailer::default() };
     live.writer.finish(&trailer).unwrap();
     let traced = [Traced { target: process("first"), trace: &live.traces[0] }];
-    let window = Window {
+    let facts = RunFacts {
         memtrace_version: "0.1.0".to_owned(),
         started_unix_ms: 5,
         now_ns: STARTED_NS + 30_000_000,
         duration_ms: 0,
         min_age: Duration::ZERO,
         domains: Domain::ALL.to_vec(),
+        sampling: None,
     };
     let loss = summarize::loss(&BTreeMap::new(), 0);
-    let made_live = summarize::report(&traced, &Names::new(), &window, loss, BTreeMap::new(), Vec::new());
+    let made_live = summarize::report(&traced, &Names::new(), &facts, loss, BTreeMap::new(), Vec::new());
     let (header, reader) = Reader::open(&file[..]).unwrap();
     assert_eq!(read(&header, reader, Duration::ZERO), made_live);
 

@@ -11,7 +11,7 @@ use crate::exit::{Code, Failure};
 use crate::model::{CodeAddr, Report};
 use crate::output;
 use crate::recording::{NamedPlace, Trailer};
-use crate::summarize::{self, Names, Traced, Window};
+use crate::summarize::{self, Names, RunFacts, Traced};
 use crate::symbolize::Symbolizer;
 
 impl Live<'_> {
@@ -53,19 +53,20 @@ impl Live<'_> {
 
     fn report(&self, now_ns: u64, names: &Names, notes: Vec<String>) -> Result<Report, Failure> {
         let counters = self.counters()?;
-        let window = Window {
+        let facts = RunFacts {
             memtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
             started_unix_ms: self.started_unix_ms,
             now_ns,
             duration_ms: now_ns.saturating_sub(self.started_ns) / 1_000_000,
             min_age: self.plan.output.min_age,
             domains: coverage::domains(self.plan.domains.as_deref(), &self.traced),
+            sampling: None,
         };
         let loss = summarize::loss(&counters, self.decoder.undecodable());
         Ok(summarize::report(
             &self.traces(),
             names,
-            &window,
+            &facts,
             loss,
             coverage::coverage(self.plan.domains.as_deref(), &self.traced),
             notes,

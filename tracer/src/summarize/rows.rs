@@ -11,35 +11,22 @@ use tracer_common::event::{Asked, ContentRecord, WalkEnd};
 use tracer_common::probe::Domain;
 
 use super::frames::Framer;
-use super::{Names, Traced, Window, add, truncation};
+use super::tally::{Scale, Sum, Tally, Weighed};
+use super::{Names, RunFacts, Traced, add, truncation};
 use crate::ledger::Live;
 use crate::model::{
-    BytesAre, CodeAddr, Content, Family, Frame, FrameKind, Loss, NormalizedStack, PYTHON_NAMES_LOST,
-    StackRow, TypeCount,
+    BytesAre, CodeAddr, Content, Estimate, Family, Frame, FrameKind, Loss, NormalizedStack,
+    PYTHON_NAMES_LOST, StackRow, TypeCount,
 };
 use crate::trace::Trace;
 
 /// What a row shows for a mapping that pymalloc made for itself.
 const ARENA: &str = "pymalloc arena";
 
-/// Blocks, and their bytes.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sum {
-    count: u64,
-    bytes: u64,
-}
-
-impl Sum {
-    fn add(&mut self, other: Self) {
-        self.count += other.count;
-        self.bytes += other.bytes;
-    }
-}
-
 /// Outstanding blocks of one row of the books that have the same content.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Old {
-    sum: Sum,
+    blocks: Tally,
     oldest_ns: u64,
     newest_ns: u64,
 }
@@ -49,8 +36,10 @@ struct Old {
 struct Blocks {
     /// Old enough to be listed, by content. Few rows have blocks of more than two.
     old: Vec<(u16, Old)>,
-    /// Unsure blocks that are too young to be listed.
+    /// Unsure blocks that are too young to be listed, of those that stand for themselves.
     young_unsure: Sum,
+    /// Unsure blocks of a sample that are not.
+    old_unsure: Tally,
 }
 
 /// What makes a row of its own.
@@ -67,12 +56,14 @@ struct Key<'a> {
 struct Draft<'a> {
     stack: Option<&'a NormalizedStack>,
     freed: Sum,
-    outstanding: Sum,
+    /// Freed too, of a sample.
+    freed_weighed: Weighed,
+    /// By type and part, where they are known.
+    outstanding: BTreeMap<Option<(&'a str, Option<&'a str>)>, Tally>,
     unsure: Sum,
-    cached: Sum,
+    unsure_seen: Tally,
+    cached: Tally,
     ages_ns: Option<(u64, u64)>,
-    /// By type and part.
-    types: BTreeMap<(&'a str, Option<&'a str>), Sum>,
     is_held: bool,
 }
 
@@ -81,12 +72,13 @@ pub(super) fn rows<'a>(
     place: usize,
     traced: &'a Traced<'_>,
     names: &Names,
-    window: &Window,
+    facts: &RunFacts,
     loss: &mut Loss,
 ) -> Vec<StackRow> {
     let trace = traced.trace;
-    let blocks = blocks(trace, window);
-    let splits_python = window.domains.iter().any(|domain| is_python(*domain));
+    let blocks = blocks(trace, facts);
+    let scale = Scale::new(facts.sampling.as_ref(), trace.ledger.windows());
+    let splits_python = facts.domains.iter().any(|domain| is_python(*domain));
     let mut drafts: HashMap<Key<'a>, Draft<'a>> = HashMap::new();
     // In the order of the books.
     let mut order = Vec::new();
@@ -111,10 +103,15 @@ pub(super) fn rows<'a>(
             count: totals.unsure_count - blocks.young_unsure.count,
             bytes: totals.unsure_bytes - blocks.young_unsure.bytes,
         };
-        if gone.count + gone.bytes + unsure.count > 0 {
+        let sampled = &totals.sampled;
+        let gone_weighed = scale.corrected(Weighed { count: sampled.free_count, bytes: sampled.free_bytes });
+        let is_any_sampled = sampled.free_count > 0.0 || !blocks.old_unsure.is_exact();
+        if gone.count + gone.bytes + unsure.count > 0 || is_any_sampled {
             add_to(domain_of(totals.domain, asked, None), &|draft| {
                 draft.freed.add(gone);
+                draft.freed_weighed.add(gone_weighed);
                 draft.unsure.add(unsure);
+                draft.unsure_seen.add(&blocks.old_unsure);
             });
         }
         for (number, old) in &blocks.old {
@@ -129,10 +126,10 @@ pub(super) fn rows<'a>(
     let mut rows = Vec::new();
     for (domain, is_arena, stack) in order {
         let Some(draft) = drafts.remove(&Key { domain, is_arena, stack }) else { continue };
-        if !window.domains.contains(&domain) {
+        if !facts.domains.contains(&domain) {
             continue;
         }
-        let row = draft.finish(traced.target.pid, domain, is_arena, &mut framer);
+        let row = draft.finish((traced.target.pid, domain, is_arena), &scale, &mut framer);
         match draft.stack {
             None => loss.stacks_lost += row.alloc_count + row.unsure_count,
             Some(stack) if counted.insert(&stack.frames, ()).is_none() => {
@@ -147,11 +144,15 @@ pub(super) fn rows<'a>(
     rows
 }
 
-fn blocks(trace: &Trace, window: &Window) -> Vec<Blocks> {
-    let min_age_ns = u64::try_from(window.min_age.as_nanos()).unwrap_or(u64::MAX);
-    let age_ns = |block: &Live| window.now_ns.saturating_sub(block.time_ns);
+fn blocks(trace: &Trace, facts: &RunFacts) -> Vec<Blocks> {
+    let min_age_ns = u64::try_from(facts.min_age.as_nanos()).unwrap_or(u64::MAX);
+    let maturity_ns = facts.sampling.as_ref().map_or(0, |sampling| sampling.maturity_ns).max(min_age_ns);
+    let age_ns = |block: &Live| facts.now_ns.saturating_sub(block.time_ns);
+    let is_old =
+        |block: &Live| age_ns(block) >= if block.weight.is_exact() { min_age_ns } else { maturity_ns };
+    let windows = trace.ledger.windows();
     let mut all = vec![Blocks::default(); trace.ledger.rows().len()];
-    for block in trace.ledger.outstanding().filter(|block| age_ns(block) >= min_age_ns) {
+    for block in trace.ledger.outstanding().filter(is_old) {
         let old = &mut all[block.row.index()].old;
         let index = match old.iter().position(|(content, _)| *content == block.content) {
             Some(index) => index,
@@ -161,12 +162,17 @@ fn blocks(trace: &Trace, window: &Window) -> Vec<Blocks> {
             }
         };
         let old = &mut old[index].1;
-        old.sum.add(Sum { count: 1, bytes: block.size_bytes });
+        old.blocks.add_block(&block, windows);
         old.oldest_ns = old.oldest_ns.max(age_ns(&block));
         old.newest_ns = old.newest_ns.min(age_ns(&block));
     }
-    for block in trace.ledger.unsure().filter(|block| age_ns(block) < min_age_ns) {
-        all[block.row.index()].young_unsure.add(Sum { count: 1, bytes: block.size_bytes });
+    for block in trace.ledger.unsure() {
+        let of_row = &mut all[block.row.index()];
+        match (block.weight.is_exact(), is_old(&block)) {
+            (true, false) => of_row.young_unsure.add(Sum { count: 1, bytes: block.size_bytes }),
+            (false, true) => of_row.old_unsure.add_block(&block, windows),
+            (true, true) | (false, false) => {}
+        }
     }
     all
 }
@@ -207,47 +213,81 @@ fn domain_of(probed: Domain, asked: Asked, content: Option<&Content>) -> Domain 
 impl<'a> Draft<'a> {
     fn add_outstanding(&mut self, old: &Old, content: Option<&'a Content>) {
         if content.is_some_and(|content| content.is_parked) {
-            return self.cached.add(old.sum);
+            return self.cached.add(&old.blocks);
         }
-        self.outstanding.add(old.sum);
         let (oldest, newest) = self.ages_ns.unwrap_or((0, u64::MAX));
         self.ages_ns = Some((oldest.max(old.oldest_ns), newest.min(old.newest_ns)));
-        if let Some(Content { type_name: Some(name), part, .. }) = content {
-            self.types.entry((name, part.as_deref())).or_default().add(old.sum);
-        }
+        let known = match content {
+            Some(Content { type_name: Some(name), part, .. }) => Some((name.as_str(), part.as_deref())),
+            _ => None,
+        };
+        self.outstanding.entry(known).or_default().add(&old.blocks);
     }
 
-    fn finish(&self, pid: u32, domain: Domain, is_arena: bool, framer: &mut Framer<'_>) -> StackRow {
-        let ms = |ns: u64| ns / 1_000_000;
-        let mut types: Vec<TypeCount> = self
-            .types
-            .iter()
-            .map(|((name, part), sum)| TypeCount {
-                type_name: (*name).to_owned(),
-                part: part.map(str::to_owned),
-                count: sum.count,
-                bytes: sum.bytes,
-            })
-            .collect();
+    /// What is outstanding, and its types. Estimates are rounded as they add up, so that the rounded ones add up too.
+    fn outstanding(&self, scale: &Scale) -> (Sum, Vec<TypeCount>) {
+        let (mut exact, mut weighed) = (Sum::default(), Weighed::default());
+        let mut types = Vec::new();
+        for (known, blocks) in &self.outstanding {
+            let before = exact.and(weighed);
+            exact.add(blocks.exact);
+            weighed.add(blocks.weighed(scale));
+            let after = exact.and(weighed);
+            if let Some((name, part)) = known {
+                types.push(TypeCount {
+                    type_name: (*name).to_owned(),
+                    part: part.map(str::to_owned),
+                    count: after.count - before.count,
+                    bytes: after.bytes - before.bytes,
+                });
+            }
+        }
         types.sort_by_key(|known| std::cmp::Reverse((known.bytes, known.count)));
+        (exact.and(weighed), types)
+    }
+
+    /// How far what is outstanding may be off; `None` where every block of the row stands for itself.
+    fn bounds(&self, scale: &Scale, outstanding: Sum) -> Option<Estimate> {
+        let mut blocks = Tally::default();
+        self.outstanding.values().for_each(|part| blocks.add(part));
+        let freed = self.freed_weighed;
+        let is_exact = blocks.is_exact() && self.cached.is_exact() && self.unsure_seen.is_exact();
+        if is_exact && freed.count <= 0.0 {
+            return None;
+        }
+        let bytes_each = if freed.count > 0.0 { freed.bytes / freed.count } else { 0.0 };
+        Some(blocks.bounds(scale, outstanding, bytes_each))
+    }
+
+    fn finish(
+        &self,
+        (pid, domain, is_arena): (u32, Domain, bool),
+        scale: &Scale,
+        framer: &mut Framer<'_>,
+    ) -> StackRow {
+        let ms = |ns: u64| ns / 1_000_000;
+        let (outstanding, types) = self.outstanding(scale);
+        let freed = self.freed.and(self.freed_weighed);
+        let unsure = self.unsure.and(self.unsure_seen.weighed(scale));
+        let cached = self.cached.rounded(scale);
         StackRow {
             pid,
             target: None,
             domain: domain.name().to_owned(),
-            outstanding_count: self.outstanding.count,
-            outstanding_bytes: self.outstanding.bytes,
-            alloc_count: self.freed.count + self.outstanding.count,
-            alloc_bytes: self.freed.bytes + self.outstanding.bytes,
-            free_count: self.freed.count,
-            free_bytes: self.freed.bytes,
-            unsure_count: self.unsure.count,
-            unsure_bytes: self.unsure.bytes,
-            cached_count: self.cached.count,
-            cached_bytes: self.cached.bytes,
+            outstanding_count: outstanding.count,
+            outstanding_bytes: outstanding.bytes,
+            alloc_count: freed.count + outstanding.count,
+            alloc_bytes: freed.bytes + outstanding.bytes,
+            free_count: freed.count,
+            free_bytes: freed.bytes,
+            unsure_count: unsure.count,
+            unsure_bytes: unsure.bytes,
+            cached_count: cached.count,
+            cached_bytes: cached.bytes,
             bytes_are: if self.is_held { BytesAre::Held } else { BytesAre::Requested },
             oldest_age_ms: self.ages_ns.map(|(oldest, _)| ms(oldest)),
             newest_age_ms: self.ages_ns.map(|(_, newest)| ms(newest)),
-            estimate: None,
+            estimate: self.bounds(scale, outstanding),
             python_types: Some(types).filter(|types| !types.is_empty()),
             label: is_arena.then(|| ARENA.to_owned()),
             verdict: "unknown".to_owned(),

@@ -78,6 +78,10 @@ enum Action {
     },
     Fork,
     Exec,
+    /// A window of some weight begins, or a phase in which everything is traced.
+    Window {
+        weight: f64,
+    },
     /// A report is made.
     Report,
 }
@@ -120,6 +124,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (1_u64..80, any::<bool>()).prop_map(|(size, by_brk)| Action::GrowBreak { size, by_brk }),
         2 => (1_u64..120, any::<bool>()).prop_map(|(size, by_brk)| Action::ShrinkBreak { size, by_brk }),
         1 => Just(Action::Fork),
+        2 => prop_oneof![Just(1.0), 1.0..3000.0].prop_map(|weight| Action::Window { weight }),
         1 => prop::bool::weighted(0.2).prop_map(|exec| if exec { Action::Exec } else { Action::Report }),
         1 => Just(Action::Report),
     ]

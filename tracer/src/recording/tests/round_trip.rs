@@ -106,6 +106,46 @@ fn what_the_format_cannot_hold_is_refused_and_the_recording_goes_on() {
     assert_eq!((read.sections.len(), read.damage), (3, None));
 }
 
+#[test]
+fn windows_come_back_and_one_without_a_weight_ends_the_reading() {
+    let recorded = |weights: &[f64]| {
+        let mut file = Vec::new();
+        let mut writer = Writer::create(&mut file, &header()).unwrap();
+        for weight in weights {
+            let mut raw = [[11, 0, 1, 0, 0, 0, 0, 0], 1_009_u64.to_le_bytes()].concat();
+            raw.extend([1_019_u64.to_le_bytes(), weight.to_bits().to_le_bytes()].concat());
+            // The writer takes it as a record too, and says so where its weight is none.
+            match writer.window(&window(*weight)) {
+                Ok(()) => {}
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+                    writer.event(&raw).unwrap();
+                }
+            }
+            writer.flush().unwrap();
+        }
+        writer.finish(&trailer()).unwrap();
+        read(&file[..]).unwrap()
+    };
+    let whole = recorded(&[47.5, 1.0]);
+    assert_eq!((&whole.damage, whole.counts.records, whole.last_time_ns), (&None, 2, Some(1_009)));
+    let found = whole.sections.iter().flat_map(|section| match section {
+        Section::Events(batch) => batch.records().collect(),
+        _ => vec![],
+    });
+    let expected = [47.5, 1.0].map(|weight| tracer_common::record::Record::Window(window(weight)));
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+    for weight in [f64::NAN, f64::INFINITY, 0.5, -1.0] {
+        let damaged = recorded(&[2.0, weight, 3.0]);
+        assert_eq!((damaged.sections.len(), damaged.counts.sections), (1, 2), "{weight}");
+        assert!(
+            matches!(&damaged.damage, Some(Damage::BadContent { cause, .. }) if cause.contains("weight")),
+            "{:?}",
+            damaged.damage
+        );
+    }
+}
+
 /// A disk with room for so many bytes, on which room is made later.
 struct Disk {
     file: Vec<u8>,
@@ -151,6 +191,9 @@ proptest! {
         given in prop::collection::vec(
             (prop::collection::vec(any::<u8>(), 0..2000), prop::bool::weighted(0.1)), 0..200),
     ) {
+        // A window that cannot be read ends the reading.
+        let given = given.into_iter().filter(|(raw, _)| raw.first() != Some(&(Kind::Window as u8)));
+        let given: Vec<_> = given.collect();
         let mut file = Vec::new();
         let mut writer = Writer::create(&mut file, &header()).unwrap();
         for (raw, then_flush) in &given {

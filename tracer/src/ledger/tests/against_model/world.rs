@@ -47,6 +47,8 @@ pub(super) struct World {
     broken: Vec<u64>,
     threads: [Option<UnderWay>; THREADS],
     ledger: Option<Ledger>,
+    /// The same with windows, which weigh blocks and change nothing else.
+    weighed: Option<Ledger>,
     marks: HashMap<u32, u64>,
     /// Cells are folded into as few as this, 0 for none.
     few_cells: u32,
@@ -69,6 +71,11 @@ impl World {
 
     fn ledger(&mut self) -> &mut Ledger {
         self.ledger.get_or_insert_with(|| Ledger::new(SizeLimits::ALL))
+    }
+
+    fn apply(&mut self, event: &Event) {
+        self.ledger().apply(event);
+        self.weighed.get_or_insert_with(|| Ledger::new(SizeLimits::ALL)).apply(event);
     }
 
     fn tick(&mut self) -> u64 {
@@ -94,7 +101,7 @@ impl World {
     fn send(&mut self, event: Event, is_lost: bool) -> bool {
         self.any_lost |= is_lost;
         if !is_lost {
-            self.ledger().apply(&event);
+            self.apply(&event);
         }
         !is_lost
     }
@@ -227,9 +234,19 @@ impl World {
                 header.kind = Kind::Fork as u8;
                 self.send(Event::Fork(header), false);
             }
+            Action::Window { weight } => {
+                // What ends in another window than it began in is a case of its own.
+                if self.under_way().all(|call| call.function.domain() == Domain::Mmap) {
+                    let header = header(Function::None, 0, self.tick());
+                    let record = WindowRecord { header, closed_ns: 0, weight_bits: weight.to_bits() };
+                    let weighed = self.weighed.get_or_insert_with(|| Ledger::new(SizeLimits::ALL));
+                    weighed.apply(&Event::Window(record));
+                }
+            }
             Action::Exec => {
                 // As `Trace` does it: no memory is left, no thread, and the books begin anew.
                 self.ledger = None;
+                self.weighed = None;
                 self.heap.clear();
                 self.pages.clear();
                 self.broken.clear();
@@ -393,12 +410,49 @@ impl World {
         bytes.chain(broken).fold((0, 0), |(_, sum), (_, bytes)| (1, sum + bytes))
     }
 
+    /// With windows there are the same blocks, and each weighs what its window says.
+    fn compare_weighed(&self) {
+        let (Some(ledger), Some(weighed)) = (&self.ledger, &self.weighed) else { return };
+        let blocks = |ledger: &Ledger, is_unsure| {
+            let mut blocks: Vec<_> = ledger.blocks(is_unsure).collect();
+            blocks.sort_unstable_by_key(|block| (block.row.index(), block.time_ns));
+            blocks
+        };
+        for is_unsure in [false, true] {
+            let with_windows = blocks(weighed, is_unsure);
+            for block in &with_windows {
+                let windows = weighed.windows();
+                let window = windows.iter().nth(windows.at(block.time_ns));
+                let window = window.filter(|window| window.opened_ns <= block.time_ns);
+                let is_mapping = weighed.rows().get(block.row).domain == Domain::Mmap;
+                let expected = window.filter(|_| !is_mapping).map_or(Weight::EXACT, |window| window.weight);
+                assert_eq!(block.weight, expected, "{block:?}");
+            }
+            let unweighed = |block: Live| Live { weight: Weight::EXACT, ..block };
+            let with_windows: Vec<_> = with_windows.into_iter().map(unweighed).collect();
+            assert_eq!(with_windows, blocks(ledger, is_unsure));
+        }
+        let mut sums = vec![(0.0, 0.0); weighed.rows().len()];
+        for block in weighed.outstanding().chain(weighed.unsure()) {
+            let (count, bytes) = &mut sums[block.row.index()];
+            *count += block.weight.value();
+            *bytes += block.weight.value() * block.size_bytes as f64;
+        }
+        for (row, (count, bytes)) in weighed.rows().iter().zip(sums) {
+            let sampled = row.sampled;
+            let held = (row.alloc_count - row.free_count) as f64 + sampled.alloc_count - sampled.free_count;
+            assert!((held - count).abs() < 1e-6, "{row:?}");
+            let held = (row.alloc_bytes - row.free_bytes) as f64 + sampled.alloc_bytes - sampled.free_bytes;
+            assert!((held - bytes).abs() < 1e-3, "{row:?}");
+        }
+    }
+
     /// Makes a report, and compares.
     pub(super) fn report(&mut self) {
         let lost_ns = |cell| self.marks.get(&self.fold(cell)).copied().unwrap_or(0);
         let doubts = self.ledger.as_ref().map(|ledger| ledger.doubts(0, lost_ns)).unwrap_or_default();
         for doubt in doubts {
-            self.ledger().apply(&Event::Doubt(doubt));
+            self.apply(&Event::Doubt(doubt));
         }
         let lost_ns = |cell| self.marks.get(&self.fold(cell)).copied().unwrap_or(0);
         let again = self.ledger.as_ref().map(|ledger| ledger.doubts(0, lost_ns)).unwrap_or_default();
@@ -407,6 +461,7 @@ impl World {
     }
 
     fn compare(&mut self) {
+        self.compare_weighed();
         let ledger = self.ledger();
         let by_stack = outstanding(ledger);
         let (rows, inconsistencies): (Vec<_>, _) =
