@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use tracer::model::{Report, StackRow};
 use tracer::report::{Format, Options, render};
 
-/// The fixtures: a run with a bit of everything, and one in which nothing happened.
-const CASES: [&str; 2] = ["report", "empty"];
+/// The fixtures: a run with a bit of everything, one in which nothing happened, and one that was sampled.
+const CASES: [&str; 3] = ["report", "empty", "sampled"];
 
 fn golden(file: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden")).join(file)

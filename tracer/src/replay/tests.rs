@@ -1,6 +1,8 @@
 //! A recording gives the report that was made live: with a process that came later under an id that had been
 //! used, and with a block whose free was lost.
 
+mod sampled;
+
 use tracer_common::code::{CodeHeader, SMALL_TABLE_BYTES, TextKind};
 use tracer_common::event::{ContentRecord, Header, Kind, WalkEnd};
 use tracer_common::frame::python;

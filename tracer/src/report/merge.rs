@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::bounds::Bounds;
 use super::{Options, shown};
 use crate::model::{BytesAre, Frame, FrameKind, StackRow};
 
 /// Rows with equal names, summed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct MergedRow<'a> {
     /// Domain of all of them.
     pub domain: &'a str,
@@ -19,6 +20,8 @@ pub(super) struct MergedRow<'a> {
     pub outstanding_count: u64,
     /// Their bytes.
     pub outstanding_bytes: u64,
+    /// How far these may be off; `None` where every block was traced.
+    pub bounds: Option<Bounds>,
     /// Allocations.
     pub alloc_count: u64,
     /// Their bytes.
@@ -77,6 +80,7 @@ impl<'a> MergedRow<'a> {
             pids: BTreeSet::new(),
             outstanding_count: 0,
             outstanding_bytes: 0,
+            bounds: None,
             alloc_count: 0,
             alloc_bytes: 0,
             free_count: 0,
@@ -107,6 +111,9 @@ impl<'a> MergedRow<'a> {
             (&mut self.cached_bytes, row.cached_bytes),
         ] {
             *sum = sum.saturating_add(part);
+        }
+        if let Some(estimate) = &row.estimate {
+            self.bounds.get_or_insert_default().add(row, estimate);
         }
         self.oldest_age_ms = self.oldest_age_ms.max(row.oldest_age_ms);
         if self.verdict != row.verdict {
@@ -193,7 +200,7 @@ impl<'a> FrameKey<'a> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::model::{Loss, Mode, Report, Target, Totals, TypeCount};
+    use crate::model::{Estimate, Loss, Mode, Report, Target, Totals, TypeCount};
 
     /// A native frame that has a function and nothing else.
     pub(in crate::report) fn frame(function: &str) -> Frame {
@@ -399,6 +406,22 @@ pub(super) mod tests {
         assert_eq!(merged[0].verdict, "growing");
         let rows = [typed("growing", None), typed("bounded", None)];
         assert_eq!(outstanding(&rows)[0].verdict, "unknown");
+    }
+
+    #[test]
+    fn only_rows_that_were_estimated_may_be_off() {
+        let exact = row(100, &[frame("f")]);
+        assert_eq!(outstanding(std::slice::from_ref(&exact))[0].bounds, None);
+        let mut sampled = exact.clone();
+        sampled.estimate = Some(Estimate {
+            blocks_seen: 4,
+            outstanding_bytes_low: 60,
+            outstanding_bytes_high: 150,
+            ..Estimate::default()
+        });
+        let rows = [exact, sampled];
+        let bounds = outstanding(&rows)[0].bounds.clone().unwrap();
+        assert_eq!((bounds.blocks_seen, bounds.around(200)), (4, (160, 250)));
     }
 
     #[test]

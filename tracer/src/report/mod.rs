@@ -3,6 +3,7 @@
 //! Everything is taken from the [`Report`] alone, so that a live run and a recording look the same. One
 //! file per format, each behind the small trait [`Render`]; what two of them need has its own file.
 
+mod bounds;
 mod filter;
 mod folded;
 pub mod heap;

@@ -129,15 +129,19 @@ fn stack(page: &mut Page, report: &Report, heads: &Heads, index: usize, row: &Me
     frames(page, row);
 }
 
-/// The exact bytes, the traffic so far, and what else is known about the row, in phrases.
+/// The exact bytes or their bounds, the traffic so far, and what else is known about the row, in phrases.
 fn figures(report: &Report, row: &MergedRow<'_>) -> Vec<String> {
     let held = match row.bytes_are {
         BytesAre::Requested => "",
         BytesAre::Held => " held by the allocator",
     };
     let traffic = |count, what, bytes| format!("{} {what} ({})", units::count(count), units::size(bytes));
+    let bytes = match &row.bounds {
+        None => units::counted(row.outstanding_bytes, "byte"),
+        Some(bounds) => bounds.phrase(row.outstanding_bytes),
+    };
     let mut phrases = vec![
-        format!("{}{held};", units::counted(row.outstanding_bytes, "byte")),
+        format!("{bytes}{held};"),
         format!("so far {},", traffic(row.alloc_count, "allocated", row.alloc_bytes)),
         traffic(row.free_count, "freed", row.free_bytes),
     ];

@@ -77,14 +77,18 @@ fn orange(name: &str) -> Color {
 
 /// `Outstanding bytes: <command> (pid N)`.
 fn title(report: &Report) -> String {
+    let what = match report.mode {
+        Mode::Exact => "Outstanding bytes",
+        Mode::Sampled => "Outstanding bytes, sampled",
+    };
     let Some(first) = report.targets.first() else {
-        return "Outstanding bytes".to_owned();
+        return what.to_owned();
     };
     let process = match report.targets.len() - 1 {
         0 => format!(" (pid {})", first.pid),
         others => format!(" (pid {} and {} more)", first.pid, units::count(others as u64)),
     };
-    let start = "Outstanding bytes: ";
+    let start = format!("{what}: ");
     let room = TITLE_COLUMNS - start.len() - process.len();
     format!("{start}{}{process}", shorten_end(&command_line(first), room))
 }
@@ -194,7 +198,13 @@ mod tests {
         let title = title(&report);
         assert!(title.ends_with("xxx... (pid 1 and 1 more)"), "{title}");
         assert_eq!(title.len(), TITLE_COLUMNS);
+        report.mode = Mode::Sampled;
+        let title = super::title(&report);
+        assert!(title.starts_with("Outstanding bytes, sampled: xxx"), "{title}");
+        assert_eq!(title.len(), TITLE_COLUMNS);
         report.targets.clear();
+        assert_eq!(super::title(&report), "Outstanding bytes, sampled");
+        report.mode = Mode::Exact;
         assert_eq!(super::title(&report), "Outstanding bytes");
     }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use super::label::{command_line, printable, shorten_end, shorten_path};
 use super::wrap::{Page, columns};
 use super::{Format, Options, Render, RenderError, loss, stacks, units, write_error};
-use crate::model::{Coverage, Mode, Report, Runtime, Target};
+use crate::model::{Coverage, Mode, Report, Runtime, Sampling, Target};
 
 /// Column in which the values of the header start.
 const VALUE_COLUMN: usize = 13;
@@ -62,6 +62,9 @@ fn header(page: &mut Page, report: &Report) {
         format!("{} from {}", units::span(report.duration_ms), units::moment(report.started_unix_ms));
     field(page, "window", &window);
     field(page, "mode", &mode(report));
+    if let Some(sampled) = &report.sampling {
+        sampling(page, sampled);
+    }
 }
 
 pub(super) fn process(page: &mut Page, target: &Target) {
@@ -103,14 +106,38 @@ fn runtime(runtime: &Runtime) -> String {
 }
 
 fn mode(report: &Report) -> String {
-    match report.mode {
-        Mode::Exact => "exact: every call traced".to_owned(),
-        Mode::Sampled => {
-            let share = report.sampling.as_ref().map(|sampling| sampling.share);
-            let share =
-                share.map_or(String::new(), |share| format!(" ({:.1} % of the calls)", share * 100.0));
-            format!("sampled{share}: every figure is a scaled estimate")
-        }
+    let sampling = match (report.mode, &report.sampling) {
+        (Mode::Exact, _) => return "exact: every call traced".to_owned(),
+        (Mode::Sampled, None) => return "sampled: every figure is a scaled estimate".to_owned(),
+        (Mode::Sampled, Some(sampling)) => sampling,
+    };
+    let windows = match sampling.windows {
+        0 => String::new(),
+        windows => format!(" ({})", units::counted(windows, "window")),
+    };
+    let share = units::percent(sampling.share);
+    format!(
+        "sampled: probes were in place {share} of the time{windows}; figures are estimates, ranges are at 95 %"
+    )
+}
+
+/// What sampling cost, and what a reader may conclude.
+fn sampling(page: &mut Page, sampling: &Sampling) {
+    let measured = sampling.overhead_estimate.map(|share| {
+        let allowed = sampling
+            .max_overhead
+            .map_or(String::new(), |most| format!(", of {} that it may", units::percent(most)));
+        format!("tracing took {} of the target's time{allowed}", units::percent(share))
+    });
+    let predicted = sampling
+        .predicted_slowdown
+        .map(|factor| format!("with every call traced the target would be {factor:.1} times slower"));
+    let phrases: Vec<String> = measured.into_iter().chain(predicted).collect();
+    if !phrases.is_empty() {
+        field(page, "overhead", &phrases.join("; "));
+    }
+    if !sampling.note.is_empty() {
+        field(page, "sample", &printable(&sampling.note));
     }
 }
 
@@ -137,7 +164,11 @@ fn totals(page: &mut Page, report: &Report) {
         page.pieces(label, VALUE_COLUMN, [&*size, &*exact, &*blocks]);
     }
     let unmatched = units::counted(totals.unmatched_free_count, "free");
-    let unmatched = format!("{unmatched} of blocks whose allocation was not traced");
+    let counted = match report.mode {
+        Mode::Exact => "",
+        Mode::Sampled => ", counted only while every call was traced",
+    };
+    let unmatched = format!("{unmatched} of blocks whose allocation was not traced{counted}");
     field(page, "unmatched", &unmatched);
 }
 
@@ -257,7 +288,22 @@ mod tests {
     fn sampled_figures_are_called_estimates() {
         let mut report = report(Vec::new());
         report.mode = Mode::Sampled;
-        report.sampling = Some(crate::model::Sampling { share: 0.04, ..Default::default() });
-        assert!(text(&report).contains("sampled (4.0 % of the calls): every figure"));
+        assert!(text(&report).contains("sampled: every figure is a scaled estimate"));
+        report.sampling = Some(Sampling { share: 0.04, ..Sampling::default() });
+        let little = text(&report);
+        assert!(little.contains("sampled: probes were in place 4.0 % of the time; figures are"), "{little}");
+        assert!(!little.contains("overhead") && !little.contains("sample "), "{little}");
+        report.sampling = Some(Sampling {
+            share: 0.021,
+            windows: 27,
+            overhead_estimate: Some(0.013),
+            max_overhead: Some(0.05),
+            note: "rare \u{1b}[2J leaks may be missing".to_owned(),
+            ..Sampling::default()
+        });
+        let much = text(&report);
+        assert!(much.contains("in place 2.1 % of the time (27 windows);"), "{much}");
+        assert!(much.contains("overhead     tracing took 1.3 % of the target's time, of 5.0 %"), "{much}");
+        assert!(much.contains("sample       rare ") && !much.contains('\u{1b}'), "{much}");
     }
 }

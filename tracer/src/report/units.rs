@@ -23,6 +23,16 @@ pub(super) fn size(bytes: u64) -> String {
     format!("{value:.1} {}", BINARY_UNITS[unit])
 }
 
+/// From one size to another: `0.9 to 1.6 MiB`, `900 B to 1.2 KiB`.
+pub(super) fn size_range(low_bytes: u64, high_bytes: u64) -> String {
+    let (low, high) = (size(low_bytes), size(high_bytes));
+    match (low.split_once(' '), high.split_once(' ')) {
+        _ if low == high => high,
+        (Some((number, unit)), Some((_, other))) if unit == other => format!("{number} to {high}"),
+        _ => format!("{low} to {high}"),
+    }
+}
+
 /// A whole number with thousands separators: `1,572,864`.
 pub(super) fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -78,6 +88,11 @@ pub(super) fn share(part: u64, whole: u64) -> Option<String> {
     Some(if part > 0 && percent < 0.1 { "< 0.1 %".to_owned() } else { format!("{percent:.1} %") })
 }
 
+/// A share between 0 and 1 in percent: `2.1 %`.
+pub(super) fn percent(share: f64) -> String {
+    if share > 0.0 && share < 0.001 { "< 0.1 %".to_owned() } else { format!("{:.1} %", share * 100.0) }
+}
+
 /// A moment from milliseconds since 1970: `2026-07-29 14:03:05 UTC`.
 ///
 /// UTC, because a report is read on other machines than the one that made it.
@@ -108,6 +123,15 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    #[test]
+    fn a_range_names_its_unit_once() {
+        assert_eq!(size_range(1_048_576, 1_572_864), "1.0 to 1.5 MiB");
+        assert_eq!(size_range(900, 1229), "900 B to 1.2 KiB");
+        assert_eq!(size_range(0, 100), "0 to 100 B");
+        assert_eq!(size_range(1_048_576, 1_048_577), "1.0 MiB");
+        assert_eq!([0.0, 0.0004, 0.021, 1.0].map(percent), ["0.0 %", "< 0.1 %", "2.1 %", "100.0 %"]);
     }
 
     #[test]

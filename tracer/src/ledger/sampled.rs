@@ -1,0 +1,74 @@
+//! The books of a sampled trace: what of heap blocks is seen, and what is not.
+
+use tracer_common::event::WindowRecord;
+use tracer_common::probe::Domain;
+
+use super::block::Block;
+use super::{Ledger, Windows};
+use crate::estimate::Weight;
+
+/// An outstanding heap block whose free would not have been seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampledBlock {
+    /// Where it is.
+    pub addr: u64,
+    /// Bytes of it.
+    pub size_bytes: u64,
+    /// When it was allocated.
+    pub time_ns: u64,
+    /// The domain that the probe told.
+    pub domain: Domain,
+    /// For how many it stands; 1 where it was allocated in a phase in which everything was traced.
+    pub weight: Weight,
+}
+
+impl Ledger {
+    /// Empty books for what the process runs next: it is in the same window.
+    pub fn of_next_image(&self) -> Self {
+        Self { windows: self.windows.clone(), ..Self::new(self.limits) }
+    }
+
+    /// When heap allocations were seen.
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    /// Whether a window of a weight above 1 was ever entered.
+    pub fn is_sampled(&self) -> bool {
+        self.windows.is_sampled()
+    }
+
+    /// The outstanding heap blocks of which only their allocator can tell whether they live: those that were seen in
+    /// a window, and those of a phase in which everything was traced, once it is over.
+    pub fn sampled_blocks(&self) -> impl Iterator<Item = SampledBlock> + '_ {
+        // Also those in a call: where the window closed before it returned, nothing more is heard of it.
+        let followed =
+            self.heap.iter().filter(|(_, block)| !block.is_unsure() && !self.would_see_free(block));
+        followed.map(|(addr, block)| SampledBlock {
+            addr: *addr,
+            size_bytes: block.size_bytes,
+            time_ns: block.time_ns,
+            domain: self.rows.get(block.row()).domain,
+            weight: block.weight,
+        })
+    }
+
+    pub(super) fn would_see_free(&self, block: &Block) -> bool {
+        self.windows.would_see_free(block.weight, block.time_ns)
+    }
+
+    pub(super) fn enter_window(&mut self, record: &WindowRecord) {
+        self.windows.enter(record);
+        // The probes were away meanwhile: no end of a call is that of one that began before.
+        let left: Vec<u32> =
+            self.calls.iter().filter(|(_, call)| !call.is_mapping).map(|(tid, _)| *tid).collect();
+        left.into_iter().for_each(|tid| self.leave_call(tid));
+    }
+
+    /// In windows, most frees are of blocks that were allocated between them: that says nothing.
+    pub(super) fn count_unmatched(&mut self) {
+        if self.windows.weight().is_exact() {
+            self.inconsistencies.unmatched_frees += 1;
+        }
+    }
+}
