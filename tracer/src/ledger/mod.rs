@@ -20,7 +20,7 @@ mod windows;
 use hashbrown::HashMap;
 use tracer_common::event::{
     AllocateRecord, ContentRecord, DoubtRecord, Header, Kind, ReleaseRecord, ReplaceBeginRecord,
-    ReplaceEndRecord, WindowRecord,
+    ReplaceEndRecord,
 };
 use tracer_common::lost;
 use tracer_common::probe::{Action, Domain, Function};

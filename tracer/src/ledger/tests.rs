@@ -7,6 +7,8 @@ mod sampled;
 
 use std::collections::BTreeMap;
 
+use tracer_common::event::WindowRecord;
+
 use super::*;
 
 fn header(function: Function, tid: u32, time_ns: u64) -> Header {
