@@ -36,6 +36,7 @@ pub fn binary() -> &'static Path {
 pub struct Memtrace {
     command: Command,
     limit: Duration,
+    bounded: bool,
 }
 
 impl Memtrace {
@@ -59,7 +60,7 @@ impl Memtrace {
         command.args(arguments).stdin(Stdio::null()).env_remove("RUST_LOG").env("NO_COLOR", "1");
         // Nor is what earlier runs have left, and no test leaves anything.
         command.env("MEMTRACE_CACHE_DIR", "");
-        Self { command, limit: LIMIT }
+        Self { command, limit: LIMIT, bounded: false }
     }
 
     /// Adds an argument.
@@ -103,6 +104,22 @@ impl Memtrace {
         self
     }
 
+    /// Leaves a running process to the bounded overhead that it gets without flags, and to the estimates that come of
+    /// it. Other runs with `-p` get `--exact`, since tests compare with what the target did, call by call.
+    pub fn bounded(mut self) -> Self {
+        self.bounded = true;
+        self
+    }
+
+    /// Whether `--exact` is missing: with `-p` tracing is bounded, subcommands do not trace, and what memtrace starts
+    /// itself is traced exactly.
+    fn lacks_exact(&self) -> bool {
+        let mut arguments = self.command.get_args();
+        let is_subcommand = arguments.next().is_none_or(|first| !first.as_encoded_bytes().starts_with(b"-"));
+        let has = |name: &str| self.command.get_args().any(|argument| argument == name);
+        !self.bounded && !is_subcommand && (has("-p") || has("--pid")) && !has("--exact") && !has("--")
+    }
+
     /// Lets the run take longer than a minute.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -116,6 +133,9 @@ impl Memtrace {
 
     /// Starts without waiting for anything.
     pub fn spawn(mut self) -> Session {
+        if self.lacks_exact() {
+            self.command.arg("--exact");
+        }
         // Files, not pipes: a report of any length fits, and nobody has to read along.
         let stdout = tempfile::tempfile().expect("make a file for standard output");
         let stderr = tempfile::tempfile().expect("make a file for standard error");
@@ -289,5 +309,26 @@ impl Finished {
         assert!(hint.starts_with("hint: "), "{}: {:?}", self.shown, self.stderr);
         assert!(!self.stderr.contains("panicked"), "{}: {:?}", self.shown, self.stderr);
         (what.to_owned(), hint.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_with_a_running_process_is_exact_unless_it_is_to_be_bounded() {
+        // Whatever is run: nothing is.
+        let run = |arguments: &[&str]| Memtrace::with_binary(Path::new("/memtrace"), arguments);
+        assert!(run(&["-p", "1", "--format", "json"]).lacks_exact());
+        assert!(run(&["--format", "json"]).args(["-p", "1"]).lacks_exact());
+        assert!(!run(&["-p", "1"]).bounded().lacks_exact());
+        assert!(!run(&["-p", "1", "--exact"]).lacks_exact());
+        for subcommand in ["heap", "doctor"] {
+            assert!(!run(&[subcommand, "-p", "1"]).lacks_exact());
+        }
+        assert!(!run(&["--format", "json", "--", "sh", "-p"]).lacks_exact());
+        assert!(!run(&["report", "run.memtrace"]).lacks_exact());
+        assert!(!run(&[]).lacks_exact());
     }
 }

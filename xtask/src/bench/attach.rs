@@ -112,7 +112,7 @@ impl Attached {
         let mut command = Command::new(memtrace);
         // The byte that says "ready" comes first on standard output, and the report after it.
         command
-            .args(["-p", &target.pid().to_string(), "-q", "--format", "json", "--ready-fd", "1"])
+            .args(["-p", &target.pid().to_string(), "-q", "--format", "json", "--ready-fd", "1", "--exact"])
             .args(flags);
         if tool.takes_stacks_alone() {
             command.arg("--force").arg("-o").arg(recording());

@@ -63,7 +63,7 @@ pub fn ready(memtrace: &Path, effort: &Effort) -> Result<Ready> {
 /// From the start of memtrace to the byte that says "ready", milliseconds.
 fn once(memtrace: &Path, pid: u32, cache: &Path) -> Result<f64> {
     let mut command = Command::new(memtrace);
-    command.args(["-p", &pid.to_string(), "-q", "--format", "json", "--ready-fd", "1"]);
+    command.args(["-p", &pid.to_string(), "-q", "--format", "json", "--ready-fd", "1", "--exact"]);
     command.env(CACHE_VARIABLE, cache);
     let start = Instant::now();
     let mut tool = Started::start(&mut command, &build_dir().join("memtrace.stderr"))?;
