@@ -245,4 +245,26 @@ mod tests {
             target.quit();
         }
     }
+
+    #[test]
+    fn the_request_loop_answers_while_it_works() {
+        for shared in [true, false] {
+            let python = find(shared);
+            let mut command = Command::new(&python.executable);
+            let mut target = Target::start_command(command.arg(source_path("request_loop.py")));
+            assert_eq!(target.ask("go"), ["going"]);
+            let mut books = || -> Vec<u64> {
+                let answer = target.ask("count");
+                answer[1..].iter().map(|word| word.parse().expect("a number")).collect()
+            };
+            let before = books();
+            let after = std::iter::repeat_with(&mut books).find(|after| after[1] > before[1] + 1);
+            let after = after.expect("there is no end to answers");
+            assert!((99..=101).contains(&(after[0] / after[1])), "a leak in 100 requests: {after:?}");
+            assert_eq!(after[2], 3 * after[1]);
+            assert!(after[3] / after[1] > 400 && after[4] >= 8 * after[1] && after[5] > before[5]);
+            assert_eq!(target.ask("rest")[0], "count");
+            target.quit();
+        }
+    }
 }

@@ -106,4 +106,5 @@ def main():
             sys.exit(2)
 
 
-main()
+if __name__ == "__main__":
+    main()
