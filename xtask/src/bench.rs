@@ -10,6 +10,7 @@ use crate::process::{is_root, say};
 use crate::workspace;
 
 mod attach;
+mod bounded;
 mod claims;
 mod effort;
 mod figures;
@@ -51,6 +52,9 @@ pub struct Args {
     /// Install missing peers without asking
     #[arg(long)]
     yes: bool,
+    /// Runs with bounded overhead, instead of 20; leaves docs/overhead.md alone
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    runs: Option<u32>,
 }
 
 /// What can be measured by itself.
@@ -70,6 +74,14 @@ enum Figure {
     Memory,
     /// Time until memtrace traces
     Ready,
+    /// All of bounded overhead: a Python service, redis-server, an HTTP server
+    Bounded,
+    /// Bounded overhead of the Python service alone
+    BoundedService,
+    /// Bounded overhead of redis-server alone
+    BoundedRedis,
+    /// Latencies of an HTTP server alone
+    BoundedHttp,
 }
 
 impl Args {
@@ -78,16 +90,26 @@ impl Args {
     }
 
     fn is_record(&self) -> bool {
-        !self.quick && self.only.is_empty()
+        !self.quick && self.only.is_empty() && self.runs.is_none()
+    }
+
+    /// What is wanted of bounded overhead.
+    fn bounded(&self) -> bounded::Wanted {
+        let wants = |part| self.wants(Figure::Bounded) || self.wants(part);
+        bounded::Wanted {
+            service: wants(Figure::BoundedService),
+            redis: wants(Figure::BoundedRedis),
+            http: wants(Figure::BoundedHttp),
+        }
     }
 
     /// As one would type it.
     fn command(&self) -> String {
         let mut words = vec!["cargo xtask bench".to_owned()];
         words.extend(self.quick.then(|| "--quick".to_owned()));
-        words.extend(
-            self.only.iter().map(|figure| format!("--only {}", format!("{figure:?}").to_lowercase())),
-        );
+        let names = self.only.iter().filter_map(clap::ValueEnum::to_possible_value);
+        words.extend(names.map(|figure| format!("--only {}", figure.get_name())));
+        words.extend(self.runs.map(|runs| format!("--runs {runs}")));
         words.join(" ")
     }
 }
@@ -103,11 +125,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         );
     }
     let machine = Machine::look()?;
-    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let mut effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    effort.bounded.runs = args.runs.unwrap_or(effort.bounded.runs);
     let memtrace = cargo::build_memtrace()?;
     targets::build_pairs()?;
     let of_pythons = [Figure::Server, Figure::Stacks, Figure::Pools];
-    let wants_pythons = of_pythons.into_iter().any(|figure| args.wants(figure));
+    let wants_pythons = args.bounded().service || of_pythons.into_iter().any(|figure| args.wants(figure));
     let pythons = if wants_pythons { Python::find()? } else { Vec::new() };
     let mut tools: Vec<Tool> = Vec::new();
     for (figure, its_tools) in
@@ -146,6 +169,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         figures.server = figures::server(&bench, &effort, &pythons);
     }
 
+    figures.bounded = bounded::bounded(&memtrace, &effort, &pythons, args.bounded())?;
+
     let claims = claims::all(&figures);
     let kept = claims.iter().all(|claim| claim.holds() == Some(true));
     let versions = peers.versions().to_vec();
@@ -173,12 +198,25 @@ mod tests {
 
     #[test]
     fn only_a_whole_run_is_the_record() {
-        let whole = Args { quick: false, only: Vec::new(), yes: true };
+        let whole = Args { quick: false, only: Vec::new(), yes: true, runs: None };
         assert!(whole.is_record() && whole.wants(Figure::Server));
         assert_eq!(whole.command(), "cargo xtask bench");
-        let part = Args { quick: true, only: vec![Figure::Pairs, Figure::Memory], yes: false };
+        let part = Args { quick: true, only: vec![Figure::Pairs, Figure::Memory], yes: false, runs: None };
         assert!(!part.is_record() && part.wants(Figure::Memory) && !part.wants(Figure::Server));
         assert_eq!(part.command(), "cargo xtask bench --quick --only pairs --only memory");
+        assert!(!Args { runs: Some(5), only: Vec::new(), ..whole }.is_record());
         assert!(!Args { quick: true, ..whole }.is_record());
+    }
+
+    #[test]
+    fn a_part_of_bounded_overhead_can_be_measured_alone() {
+        let args = |only| Args { quick: false, only, yes: false, runs: Some(2) };
+        let part = args(vec![Figure::BoundedRedis]);
+        let wanted = part.bounded();
+        assert!(wanted.redis && !wanted.service && !wanted.http);
+        assert_eq!(part.command(), "cargo xtask bench --only bounded-redis --runs 2");
+        let wanted = args(vec![Figure::Bounded]).bounded();
+        assert!(wanted.redis && wanted.service && wanted.http);
+        assert!(!args(vec![Figure::Pairs]).bounded().http);
     }
 }

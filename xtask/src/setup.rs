@@ -30,6 +30,10 @@ const PACKAGES: &[(&str, &[&str])] = &[
         "gdb with Python, and libraries that programs of the live tests of stacks call",
         &["gdb", "libsqlite3-dev", "libxml2-dev"],
     ),
+    (
+        "a server in C and its load, and load for an HTTP server, for the bench",
+        &["redis-server", "redis-tools", "wrk"],
+    ),
     ("unshare, for live tests in another mount namespace", &["util-linux"]),
     (
         "virtual machines for other kernels, which are fetched as packages",

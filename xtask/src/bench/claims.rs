@@ -1,5 +1,7 @@
 //! What memtrace says of its cost, held against the figures.
 
+mod bounded;
+
 use super::figures::{BLOCK_BYTES, Figures, Memory, Pairs, Server};
 use super::samples::ratio;
 use super::stacks::DEPTHS;
@@ -120,6 +122,7 @@ pub fn all(figures: &Figures) -> Vec<Claim> {
             claims.push(Claim { promise, measured: Some(samples.median()), limit });
         }
     }
+    claims.extend(bounded::all(&figures.bounded));
     claims
 }
 

@@ -1,5 +1,6 @@
 //! How much a run measures.
 
+use super::bounded::Spans;
 use super::table::Table;
 use super::tools::Tool;
 
@@ -20,10 +21,12 @@ pub struct Effort {
     pub stacks: (u32, u32),
     /// Repeats of becoming ready.
     pub ready: u32,
+    /// Runs with bounded overhead.
+    pub bounded: Spans,
 }
 
 impl Effort {
-    /// For the record: some ten minutes.
+    /// For the record: some ten minutes, and forty for bounded overhead.
     pub const FULL: Self = Self {
         quick: false,
         pairs: (5, 700),
@@ -32,9 +35,10 @@ impl Effort {
         blocks: 5_000_000,
         stacks: (5, 500),
         ready: 5,
+        bounded: Spans { runs: 20, narrow_runs: 3, untraced_s: 10, traced_s: 60, http_s: 20 },
     };
 
-    /// For trying out: under two minutes.
+    /// For trying out: under two minutes, and as long for bounded overhead.
     pub const QUICK: Self = Self {
         quick: true,
         pairs: (2, 300),
@@ -43,6 +47,7 @@ impl Effort {
         blocks: 1_000_000,
         stacks: (2, 200),
         ready: 2,
+        bounded: Spans { runs: 1, narrow_runs: 1, untraced_s: 5, traced_s: 15, http_s: 5 },
     };
 
     /// A table of these tools; those that are left out say so.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::attach::Attached;
+use super::bounded::Bounded;
 use super::effort::Effort;
 use super::measure::Bench;
 use super::memory_use::{self, MemoryUse, processor_ticks};
@@ -111,6 +112,8 @@ pub struct Figures {
     pub memory: Option<Memory>,
     /// Time until memtrace traces.
     pub ready: Option<Ready>,
+    /// Bounded overhead.
+    pub bounded: Bounded,
 }
 
 /// Measures pairs at each depth. The tools take turns, so that a change of the machine's mood hits all alike.

@@ -10,6 +10,7 @@ use super::samples::ratio;
 use super::table::{Row, Table};
 use super::tools::Tool;
 
+mod bounded;
 mod pools;
 mod ready;
 mod stacks;
@@ -62,6 +63,8 @@ impl Page {
         page += &self.figures.memory.as_ref().map_or_else(|| NOT_RUN.to_owned(), memory);
         page += "\n## Until memtrace traces\n\n";
         page += &ready::part(self.figures.ready.as_ref());
+        page += "\n## Bounded overhead\n\n";
+        page += &bounded::part(&self.figures.bounded, &self.effort.bounded);
         page
     }
 

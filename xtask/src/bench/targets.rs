@@ -172,7 +172,8 @@ impl Target {
         answer.with_context(|| self.0.failure("did not answer in time"))
     }
 
-    fn ask(&mut self, command: &str) -> Result<String> {
+    /// Gives it a command and waits for its answer.
+    pub fn ask(&mut self, command: &str) -> Result<String> {
         self.0.write_line(command)?;
         self.answer()
     }
