@@ -61,28 +61,19 @@ impl Server {
             .with_context(|| server.failure("is not ready in time"))?
             .contains("Ready to accept")
         {}
-        // Its end is the end of its load, which the shell would print into a pipe that nobody reads.
-        let load = format!(
-            "exec redis-benchmark -h 127.0.0.1 -p {port} -t set,get -c 50 -n 200000 -l -q --threads 8 -r 100000 >/dev/null"
-        );
-        let load =
-            Started::start(Command::new("sh").args(["-c", &load]), &dir.join("redis-benchmark.stderr"))?;
-        let server =
-            Self { load, server, port, books, started: Instant::now(), planted: Planted::Function(FUNCTION) };
-        server.fill()?;
-        Ok(server)
-    }
-
-    /// Waits until the load has set most of its keys, so that the data grows no more.
-    fn fill(&self) -> Result<()> {
-        let deadline = Instant::now() + LIMIT;
-        while stat(&self.info("keyspace")?, "db0:keys").unwrap_or(0) < 95_000 {
-            if Instant::now() > deadline {
-                bail!("{}", self.load.failure("did not fill the server in time"));
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        Ok(())
+        // All of its keys at first, so that the data grows no more.
+        let benchmark = |arguments: &str| {
+            // What it says would go into a pipe that nobody reads.
+            let line =
+                format!("exec redis-benchmark -h 127.0.0.1 -p {port} -r 100000 -q {arguments} >/dev/null");
+            Started::start(Command::new("sh").args(["-c", &line]), &dir.join("redis-benchmark.stderr"))
+        };
+        benchmark("-t set -n 500000 -P 100")?.expect_success(LIMIT)?;
+        // The threads of the server wait for requests by spinning. Where cores are few it spends its time so, unless
+        // several requests come at once. Both kinds of request take turns of half a second.
+        let load = benchmark("-t set,get -c 50 -n 20000 -P 16 -l")?;
+        let planted = Planted::Function(FUNCTION);
+        Ok(Self { load, server, port, books, started: Instant::now(), planted })
     }
 
     /// A section of the server's own figures.
@@ -133,10 +124,9 @@ impl Busy for Server {
     }
 }
 
-/// A figure: `name:12` or, in a list of figures, `name=12,…`.
+/// A figure: `name:12`.
 fn stat(info: &str, name: &str) -> Option<u64> {
-    let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix([':', '=']))?;
-    value.split(',').next()?.trim().parse().ok()
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -147,7 +137,6 @@ mod tests {
     fn figures_are_read_from_the_servers_words() {
         let info = "# Stats\r\ntotal_connections_received:5\r\ntotal_commands_processed:1200\r\n";
         assert_eq!(stat(info, "total_commands_processed"), Some(1200));
-        assert_eq!(stat("# Keyspace\r\ndb0:keys=99,expires=0,avg_ttl=0\r\n", "db0:keys"), Some(99));
-        assert_eq!(stat("# Keyspace\r\n", "db0:keys"), None);
+        assert_eq!(stat(info, "total_commands"), None);
     }
 }
