@@ -16,6 +16,7 @@ pub mod report;
 pub mod return_probes;
 pub mod rust;
 pub mod server;
+pub mod service;
 pub mod shapes;
 pub mod target;
 
@@ -24,4 +25,5 @@ pub use memtrace::{Finished, Memtrace, Session, binary};
 pub use program::{Frames, Language, bare, copy_of, pause32, program, program_by, source_path};
 pub use report::{Report, Row};
 pub use server::Server;
+pub use service::Service;
 pub use target::Target;

@@ -124,11 +124,25 @@ pub struct Row {
     /// Python types of the outstanding blocks, where they are known.
     #[serde(default)]
     pub python_types: Option<Vec<TypeEntry>>,
+    /// How far the figures can be trusted, where they are estimates.
+    #[serde(default)]
+    pub estimate: Option<Estimate>,
     /// Innermost first.
     pub frames: Vec<FrameEntry>,
     /// Why there are no more frames, where there should be.
     #[serde(default)]
     pub truncated: Option<String>,
+}
+
+/// What an estimate rests on.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Estimate {
+    /// Blocks that were seen.
+    pub blocks_seen: u64,
+    /// The truth is hardly below.
+    pub outstanding_bytes_low: u64,
+    /// Nor above.
+    pub outstanding_bytes_high: u64,
 }
 
 /// Outstanding blocks of one Python type.

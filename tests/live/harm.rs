@@ -18,19 +18,19 @@ fn full_speed_ns() -> u64 {
 }
 
 /// Of the random moments. Another one finds other moments.
-const SEED: u64 = 0x6d65_6d74_7261_6365;
+pub(crate) const SEED: u64 = 0x6d65_6d74_7261_6365;
 
 fn cycles() -> usize {
     std::env::var("MEMTRACE_STRESS_CYCLES").map_or(30, |count| count.parse().expect("a number of cycles"))
 }
 
 /// Threads, exceptions, `fork` and `exec`, all the time.
-fn busy_target() -> Target {
+pub(crate) fn busy_target() -> Target {
     Target::start(&program("churn", Language::Cxx, Frames::Omitted), &["children"])
 }
 
 /// The target tries for a second.
-fn pair_ns(target: &mut Target) -> u64 {
+pub(crate) fn pair_ns(target: &mut Target) -> u64 {
     target.ask("pair")[1].parse().expect("nanoseconds")
 }
 
@@ -63,7 +63,7 @@ fn breakpoints(pid: &str) -> Vec<u64> {
 /// The target is as fast as without memtrace, and no breakpoint is left in it, be it a moment later: who kills
 /// memtrace while it detaches does not wait for that.
 #[track_caller]
-fn expect_untouched(target: &mut Target, when: &str) {
+pub(crate) fn expect_untouched(target: &mut Target, when: &str) {
     let pid = target.pid().to_string();
     let ns = pair_ns(target);
     let left = breakpoints(&pid);
@@ -77,7 +77,7 @@ fn expect_untouched(target: &mut Target, when: &str) {
 }
 
 /// All of the target's own sums are right, and it has gone on making children.
-fn expect_right(target: &mut Target, children_before: u64) -> u64 {
+pub(crate) fn expect_right(target: &mut Target, children_before: u64) -> u64 {
     let answer = target.ask("check");
     let children = match &answer[..] {
         [ok, children] if ok == "ok" => children.parse().unwrap(),
@@ -145,7 +145,7 @@ fn quartiles(mut times: Vec<Duration>) -> [Duration; 4] {
     [times[times.len() / 4], times[times.len() / 2], times[times.len() * 3 / 4], times[times.len() - 1]]
 }
 
-fn next_random(state: &mut u64) -> u64 {
+pub(crate) fn next_random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
     *state ^= *state << 17;

@@ -5,6 +5,7 @@
 
 mod allocation;
 mod allocators;
+mod bounded;
 mod children;
 mod confined;
 mod doctor;

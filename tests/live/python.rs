@@ -10,7 +10,7 @@ use std::process::Command;
 const OBJECT_BYTES: u64 = 1033;
 const OBJECTS: u64 = 1000;
 const C_BLOCK_BYTES: u64 = 4321;
-const C_BLOCKS: u64 = 100;
+pub(crate) const C_BLOCKS: u64 = 100;
 
 /// The rows whose outstanding blocks all have this size: sizes that nothing else in the plan asks for.
 fn rows_of_size(report: &Report, bytes: u64) -> Vec<&Row> {
@@ -24,7 +24,7 @@ fn outstanding(rows: &[&Row]) -> (u64, u64) {
     (outstanding_count, outstanding_bytes)
 }
 
-fn check(report: &Report, python: &Python, c_blocks: u64) {
+pub(crate) fn check(report: &Report, python: &Python, c_blocks: u64) {
     report.expect_nothing_lost();
     let objects = rows_of_size(report, OBJECT_BYTES);
     let expected = (OBJECTS, OBJECTS * OBJECT_BYTES);
