@@ -192,6 +192,7 @@ fn sampling_so_far(traces: &[Traced<'_>], started_ns: u64, now_ns: u64) -> Sampl
                 blocks that were not asked for any more may be free";
     SamplingFacts {
         correction: 1.0,
+        outstanding_correction: 1.0,
         maturity_ns: 0,
         sampling: Sampling {
             share: share.min(1.0),

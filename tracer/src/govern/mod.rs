@@ -107,29 +107,32 @@ impl Governor {
         if self.total_s > 0.0 { self.spent_s / self.total_s } else { 0.0 }
     }
 
-    /// Time has passed in which everything was traced, or no window was open, and the target lost some of it.
+    /// Time has passed, of which the target has lost some.
     pub fn passed(&mut self, wall_s: f64, lost_s: f64) {
         self.spend(wall_s, lost_s);
-        if wall_s <= 0.0 {
-            return;
+    }
+
+    /// Time has passed in which everything was traced.
+    pub fn traced(&mut self, wall_s: f64, lost_s: f64) {
+        self.spend(wall_s, lost_s);
+        self.exact_s += wall_s;
+        if self.exact_s > LASTING {
+            self.needed_windows = WINDOWS_IN_A_ROW;
         }
-        match self.phase {
-            Phase::Exact => {
-                self.exact_s += wall_s;
-                if self.exact_s > LASTING {
-                    self.needed_windows = WINDOWS_IN_A_ROW;
-                }
-                if self.allowance_s < 0.0 {
-                    if self.exact_s < LASTING {
-                        self.needed_windows = (self.needed_windows * 2).min(MOST_IN_A_ROW);
-                    }
-                    self.phase = Phase::Windows;
-                    self.affordable_windows = 0;
-                }
+        if self.allowance_s < 0.0 {
+            if self.exact_s < LASTING {
+                self.needed_windows = (self.needed_windows * 2).min(MOST_IN_A_ROW);
             }
-            Phase::Windows => {
-                self.background += NEWEST * (lost_s / wall_s - self.background);
-            }
+            self.phase = Phase::Windows;
+            self.affordable_windows = 0;
+        }
+    }
+
+    /// Time has passed between windows.
+    pub fn apart(&mut self, wall_s: f64, lost_s: f64) {
+        self.spend(wall_s, lost_s);
+        if wall_s > 0.0 {
+            self.background += NEWEST * (lost_s / wall_s - self.background);
         }
     }
 

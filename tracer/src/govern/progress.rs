@@ -10,6 +10,9 @@ const OLDER: f64 = 0.9;
 /// Hits by which a speed is believed.
 const ENOUGH_HITS: f64 = 40.0;
 
+/// The cost of the traps counts as much as so many hits in windows.
+const BELIEVED_HITS: f64 = 2.0;
+
 /// Share of a window's time that may be subtracted as the cost of traps. What is left is never less than the rest.
 const MOST_SUBTRACTED: f64 = 0.97;
 
@@ -49,12 +52,10 @@ impl Span {
     }
 }
 
-/// What a window was in the target's own time.
+/// What a window and what lies around it were in the target's own time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Own {
-    /// While it was open, seconds.
-    pub open_s: f64,
-    /// From the first probe placed to the last taken away.
+    /// From the first probe placed to the last taken away, seconds.
     pub whole_s: f64,
     /// What the target would have done meanwhile, and did not.
     pub lost_s: f64,
@@ -77,26 +78,34 @@ impl Progress {
         self.alone.add(span);
     }
 
-    /// A window was `open`, which with placing the probes and taking them away took the `whole`.
-    pub fn window(&mut self, open: Span, whole: Span) -> Own {
+    /// A window was open. Gives how much of the target's own time that was, seconds.
+    pub fn open(&mut self, open: Span) -> f64 {
         for span in [&mut self.alone, &mut self.open, &mut self.whole] {
             span.forget();
         }
         self.open.add(open);
+        self.own(self.open, open)
+    }
+
+    /// The same window with what it took to place the probes and to take them away; `open_s` is what
+    /// [`Progress::open`] gave.
+    pub fn whole(&mut self, whole: Span, open_s: f64) -> Own {
         self.whole.add(whole);
-        let is_known = self.alone.hits >= ENOUGH_HITS && self.open.hits >= ENOUGH_HITS;
-        let (open_s, whole_s) = if is_known && open.cost_s > LITTLE * open.cpu_s {
-            let hits_per_s = self.alone.hits / self.alone.less_cost();
-            // The mean of the last windows: in a single one there are few hits.
-            let own = |mean: Span, cpu_s: f64| (mean.hits / mean.cpu_s * cpu_s / hits_per_s).min(cpu_s);
-            let open_s = own(self.open, open.cpu_s);
-            (open_s, own(self.whole, whole.cpu_s).max(open_s))
-        } else {
-            (open.less_cost(), whole.less_cost())
-        };
+        let whole_s = self.own(self.whole, whole).max(open_s);
         let busy = if self.alone.wall_s > 0.0 { self.alone.cpu_s / self.alone.wall_s } else { 1.0 };
         // A thread that waits for another has lost nothing but time.
         let lost_s = busy.min(1.0) * whole.wall_s - whole_s / busy.max(1.0);
-        Own { open_s, whole_s, lost_s: lost_s.clamp(0.0, whole.wall_s), busy }
+        Own { whole_s, lost_s: lost_s.clamp(0.0, whole.wall_s), busy }
+    }
+
+    /// The target's own time in `span`, of which there were others like it: in a single one there are few hits.
+    fn own(&self, mean: Span, span: Span) -> f64 {
+        if self.alone.hits < ENOUGH_HITS || span.cost_s <= LITTLE * span.cpu_s {
+            return span.less_cost();
+        }
+        let hits_per_s = self.alone.hits / self.alone.less_cost();
+        let by_cost = mean.less_cost() / mean.cpu_s;
+        let share = (mean.hits + BELIEVED_HITS) / (mean.cpu_s.mul_add(hits_per_s, BELIEVED_HITS / by_cost));
+        share.min(1.0) * span.cpu_s
     }
 }

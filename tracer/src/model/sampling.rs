@@ -30,6 +30,9 @@ pub struct Sampling {
 pub struct SamplingFacts {
     /// Factor to every weight above 1: what is known only at the end.
     pub correction: f64,
+    /// Factor to those of outstanding blocks beside it: what stands for the windows that are too young to count.
+    #[serde(default = "unchanged")]
+    pub outstanding_correction: f64,
     /// Blocks of a weight above 1 that are younger than this are left out, nanoseconds: nobody has asked yet
     /// whether they live.
     pub maturity_ns: u64,
@@ -51,4 +54,8 @@ pub struct Estimate {
     pub outstanding_bytes_low: u64,
     /// Their bytes at most.
     pub outstanding_bytes_high: u64,
+}
+
+const fn unchanged() -> f64 {
+    1.0
 }

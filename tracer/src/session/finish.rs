@@ -60,7 +60,7 @@ impl Live<'_> {
             duration_ms: now_ns.saturating_sub(self.started_ns) / 1_000_000,
             min_age: self.plan.output.min_age,
             domains: coverage::domains(self.plan.domains.as_deref(), &self.traced),
-            sampling: None,
+            sampling: self.bounded.as_ref().and_then(|bounded| bounded.sampling(now_ns)),
         };
         let loss = summarize::loss(&counters, self.decoder.undecodable());
         Ok(summarize::report(
@@ -119,7 +119,7 @@ impl Live<'_> {
             // What replaying the events shows by itself is left out: it would be counted twice.
             let counters = self.counters()?;
             let trailer = Trailer {
-                sampling: None,
+                sampling: self.bounded.as_ref().and_then(|bounded| bounded.sampling(ended_ns)),
                 ended_mono_ns: ended_ns,
                 targets: report.targets.clone(),
                 duration_ms: report.duration_ms,

@@ -256,14 +256,16 @@ impl<'a> Live<'a> {
         let mut flush =
             self.recorder.as_ref().map(|_| interval_at(Instant::now() + FLUSH_PERIOD, FLUSH_PERIOD));
         loop {
+            let (due, look_due) = (self.bounded.as_ref().and_then(Bounded::due), self.next_look());
             tokio::select! {
                 biased;
                 () = stop.wait() => break,
                 () = tick(&mut interval) => self.interim_report()?,
                 () = tick(&mut flush) => self.record(Recorder::flush),
                 () = at(self.sweep_due) => self.sweep(),
-                () = at(self.bounded.as_ref().map(Bounded::due)) => self.govern(),
-                () = at(self.next_look()) => self.look(),
+                () = at(due) => self.govern(),
+                () = gone(&mut self.bounded) => self.end_window(),
+                () = at(look_due) => self.look(),
                 () = flush_log(&mut self.log) => {}
                 batch = self.collector.next_batch() => {
                     let batch = batch.context("read the ring buffer")?;
@@ -447,6 +449,13 @@ fn announce(fd: i32) -> std::io::Result<()> {
 async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn gone(bounded: &mut Option<Bounded>) {
+    match bounded {
+        Some(bounded) => bounded.gone().await,
         None => std::future::pending().await,
     }
 }

@@ -33,7 +33,6 @@ use crate::launch::{Ended, LaunchError, LaunchEvent, Launched, StopReason, follo
 use crate::preflight;
 use crate::redirect::{RedirectError, Redirection};
 use crate::target::{InlinedPolicy, Process, Target};
-use bounded::Bounded;
 use live::Live;
 use stop::Stop;
 use traced::Shared;
@@ -125,11 +124,7 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     let limits = sizes::limits(plan, &targets, counted.as_ref());
     let kernel = counted.as_mut().and_then(|counted| counted.take_kernel(limits));
     let mut live = Live::new(plan, notes, limits, shared, kernel)?;
-    let gauges = live.hold_to_budget(&targets, &mut counted);
-    if live.bounded.as_ref().is_some_and(Bounded::is_apart) {
-        // Windows begin without any probe in place.
-        drop(counted.take());
-    }
+    let gauges = live.hold_to_budget(&targets, counted.as_ref());
     for target in targets {
         let tgid = target.process.tgid;
         let added = live.add(target);
@@ -180,7 +175,7 @@ async fn start(plan: &TracePlan, command: &[std::ffi::OsString]) -> Result<ExitC
     let shared = Shared::default();
     let limits = sizes::limits(plan, &[], None);
     let mut live = Live::new(plan, Vec::new(), limits, shared, None).map_err(as_launch_failure)?;
-    live.hold_to_budget(&[], &mut None);
+    live.hold_to_budget(&[], None);
     let mut launched = launch(command, plan.children).map_err(launch_failure)?;
     trace_command(plan, &mut live, &mut launched, &mut stop).await.map_err(as_launch_failure)
 }

@@ -1,6 +1,7 @@
 //! How large the kernel side's ring and maps are to be: by the rate at which the targets call.
 
 use std::fs;
+use std::mem;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ const WINDOW: Duration = Duration::from_millis(50);
 
 /// Cells of counts that sites have to themselves.
 const MOST_CELLS: u16 = COUNTERS_OF_HITS as u16 - 1;
+
+/// The same where counting may not cost the targets much.
+const SHORT_WINDOW: Duration = Duration::from_millis(30);
 
 /// Ring bytes that a call takes: a record of 24 to 48 bytes, and its header.
 const BYTES_PER_CALL: u64 = 48;
@@ -56,6 +60,8 @@ pub struct Counted {
     pub by_target: Vec<Hits>,
     /// How long, seconds.
     pub wall_s: f64,
+    /// What a trap costs on this machine; `None` where that cannot be measured.
+    pub trap: Option<Duration>,
     _links: Vec<Links>,
     kernel: Option<Kernel>,
 }
@@ -69,12 +75,6 @@ pub struct Hits {
 }
 
 impl Counted {
-    /// What a trap costs on this machine; `None` where that cannot be measured.
-    pub fn trap(&mut self) -> Option<Duration> {
-        let kernel = self.kernel.as_mut()?;
-        cost::trap(kernel).inspect_err(|error| log::info!("what a trap costs is not known: {error}")).ok()
-    }
-
     /// The kernel side by which they were counted, where it has these sizes: then another need not be loaded.
     pub fn take_kernel(&mut self, limits: KernelLimits) -> Option<Kernel> {
         self.kernel.take_if(|kernel| kernel.limits() == limits)
@@ -107,6 +107,9 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     if kernel.multi().is_none() {
         return Ok(None);
     }
+    let is_bounded = plan.max_overhead_pct.is_some();
+    let trap =
+        cost::trap(&mut kernel).inspect_err(|error| log::info!("what a trap costs is not known: {error}"));
     let domains = plan.domains.as_deref();
     let mut counting = Vec::new();
     let mut all_sites = Vec::new();
@@ -133,11 +136,20 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
         |kernel: &Kernel| (0..=last).map(|cell| kernel.hits(cell)).collect::<Result<Vec<u64>, KernelError>>();
     let cpu = || targets.iter().map(|target| target.process.cpu_time()).collect::<Vec<_>>();
     let (before, cpu_before, start) = (hits(&kernel)?, cpu(), Instant::now());
-    // The kernel takes about as long to look at the programs of the trace.
-    load_programs(&mut kernel, &all_sites, Purpose::Trace);
-    thread::sleep(WINDOW.saturating_sub(start.elapsed()));
+    if is_bounded {
+        thread::sleep(SHORT_WINDOW);
+    } else {
+        // The kernel takes about as long to look at the programs of the trace.
+        load_programs(&mut kernel, &all_sites, Purpose::Trace);
+        thread::sleep(WINDOW.saturating_sub(start.elapsed()));
+    }
     let counted = hits(&kernel)?;
     let (cpu_after, wall_s) = (cpu(), start.elapsed().as_secs_f64());
+    if is_bounded {
+        // While the probes are taken away the target still meets them.
+        let counting = mem::take(&mut counting);
+        thread::spawn(move || drop(counting));
+    }
     let counted: Vec<f64> =
         counted.iter().zip(&before).map(|(after, before)| (after - before) as f64).collect();
     let per_second = (counted.iter().sum::<f64>() / wall_s) as u64;
@@ -149,7 +161,14 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
         cpu_s: cpu.as_secs_f64(),
     });
     let by_target = by_target.collect();
-    Ok(Some(Counted { per_second, by_target, wall_s, _links: counting, kernel: Some(kernel) }))
+    Ok(Some(Counted {
+        per_second,
+        by_target,
+        wall_s,
+        trap: trap.ok(),
+        _links: counting,
+        kernel: Some(kernel),
+    }))
 }
 
 /// The sizes for `targets`; none are known yet where a command is to be started.

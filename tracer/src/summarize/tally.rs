@@ -60,16 +60,19 @@ fn rounded(value: f64) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
     correction: f64,
+    /// Of outstanding blocks.
+    outstanding: f64,
     spread: Spread,
 }
 
 impl Scale {
     /// By what is known of the run and of its windows.
     pub fn new(sampling: Option<&SamplingFacts>, windows: &Windows) -> Self {
-        let correction = sampling.map_or(1.0, |facts| facts.correction);
         // What is no factor may come from a recording.
-        let correction = if correction.is_finite() && correction > 0.0 { correction } else { 1.0 };
-        let scale = Self { correction, spread: Spread::default() };
+        let sound = |factor: f64| if factor.is_finite() && factor > 0.0 { factor } else { 1.0 };
+        let correction = sampling.map_or(1.0, |facts| sound(facts.correction));
+        let outstanding = sampling.map_or(1.0, |facts| correction * sound(facts.outstanding_correction));
+        let scale = Self { correction, outstanding, spread: Spread::default() };
         let sampled = windows.iter().filter(|window| !window.weight.is_exact());
         Self { spread: Spread::of(sampled.map(|window| scale.factor(window.weight))), ..scale }
     }
@@ -79,9 +82,9 @@ impl Scale {
         Weighed { count: sum.count * self.correction, bytes: sum.bytes * self.correction }
     }
 
-    /// For how many a block of this weight stands. One that was seen is there: it counts no less than 1.
+    /// For how many an outstanding block of this weight stands. One that was seen is there: it counts no less than 1.
     fn factor(&self, weight: Weight) -> f64 {
-        if weight.is_exact() { 1.0 } else { (weight.value() * self.correction).max(1.0) }
+        if weight.is_exact() { 1.0 } else { (weight.value() * self.outstanding).max(1.0) }
     }
 }
 

@@ -30,7 +30,7 @@ impl Live<'_> {
 
 fn facts(correction: f64, maturity_ms: u64) -> SamplingFacts {
     let sampling = Sampling { share: 0.1, note: "a note".to_owned(), windows: 3, ..Sampling::default() };
-    SamplingFacts { correction, maturity_ns: maturity_ms * 1_000_000, sampling }
+    SamplingFacts { correction, outstanding_correction: 1.0, maturity_ns: maturity_ms * 1_000_000, sampling }
 }
 
 /// The report of what `trace` has seen, which is the same live and replayed; and the recording.

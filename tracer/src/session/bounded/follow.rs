@@ -17,11 +17,12 @@ use crate::session::traced::Traced;
 use crate::target::ProcessMemory;
 
 /// The first look at a block comes so long after its window, and each later one by this factor later, up to the last.
-const FIRST: Duration = Duration::from_millis(4);
-const LATER: f64 = 1.6;
+/// Many come soon: what a program uses all the time is found empty at one of them.
+const FIRST: Duration = Duration::from_millis(1);
+const LATER: f64 = 1.12;
 const LAST: Duration = Duration::from_secs(20);
 
-/// Looks take no more than this share of one processor.
+/// Looks at pools take no more than this share of one processor, and as much those at the C library's heap.
 const EFFORT: f64 = 0.05;
 
 /// The blocks of a target that are followed.
@@ -30,6 +31,8 @@ pub struct Followed {
     cohorts: Vec<Cohort>,
     /// Not before this time.
     rested: Option<Instant>,
+    /// The C library is not asked before this time: all of its heap must be walked.
+    heap_rested: Option<Instant>,
 }
 
 /// Blocks that are looked at together.
@@ -42,9 +45,11 @@ struct Cohort {
 /// A block that may still be there.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    addr: u64,
+    pub(super) addr: u64,
     /// Whether it is of one of pymalloc's pools.
     is_in_pool: bool,
+    /// Whether it was found to be gone.
+    is_gone: bool,
     /// What was in it at the first look.
     face: Option<Face>,
 }
@@ -70,19 +75,20 @@ enum Seen {
 impl Candidate {
     /// The block at `addr`.
     pub const fn new(addr: u64, is_in_pool: bool) -> Self {
-        Self { addr, is_in_pool, face: None }
+        Self { addr, is_in_pool, is_gone: false, face: None }
     }
 
-    /// Whether it is still there, by what was seen.
-    fn is_there(&mut self, seen: Seen) -> bool {
+    /// Whether it was found to be gone.
+    pub const fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
+    fn note(&mut self, seen: Seen) {
         match (seen, self.face) {
-            (Seen::Gone, _) => false,
-            (Seen::Unknown, _) => true,
-            (Seen::There(face), None) => {
-                self.face = Some(face);
-                true
-            }
-            (Seen::There(face), Some(first)) => face == first,
+            (Seen::Gone, _) => self.is_gone = true,
+            (Seen::Unknown, _) => {}
+            (Seen::There(face), None) => self.face = Some(face),
+            (Seen::There(face), Some(first)) => self.is_gone |= face != first,
         }
     }
 }
@@ -144,49 +150,63 @@ impl Live<'_> {
             if traced.has_ended || traced.followed.due().is_none_or(|due| due > Instant::now()) {
                 continue;
             }
+            let time_ns = now_ns();
             let gone = traced.look();
             // What was read of a process that is gone may be another's that has its number.
-            if !traced.target.process.is_alive() {
-                continue;
+            if traced.target.process.is_alive() {
+                self.enter_gone(index, time_ns, gone);
             }
-            for record in &gone {
-                traced.apply(&Event::Content(*record));
-            }
-            self.record(|recorder| gone.iter().try_for_each(|record| recorder.content(record)));
         }
+    }
+
+    /// Enters that the blocks at these addresses were gone at `time_ns`.
+    pub(super) fn enter_gone(&mut self, index: usize, time_ns: u64, addrs: Vec<u64>) {
+        let traced = &mut self.traced[index];
+        let header = Header { kind: Kind::Content as u8, target: traced.index, time_ns, ..Header::default() };
+        let records: Vec<_> = addrs
+            .into_iter()
+            .map(|addr| ContentRecord { header, addr, content: ContentRecord::FREE.into() })
+            .collect();
+        for record in &records {
+            traced.apply(&Event::Content(*record));
+        }
+        self.record(|recorder| records.iter().try_for_each(|record| recorder.content(record)));
     }
 }
 
 impl Traced {
     /// Asks what has become of the blocks that are due, and gives those that are gone.
-    fn look(&mut self) -> Vec<ContentRecord> {
-        let began = Instant::now();
-        let time_ns = now_ns();
-        let mut cohorts = self.followed.take_due(began);
+    fn look(&mut self) -> Vec<u64> {
+        let mut cohorts = self.followed.take_due(Instant::now());
+        let (mut blocks, mut sizes) = (Vec::new(), Vec::new());
         for cohort in &mut cohorts {
-            cohort.blocks.retain(|block| self.trace.ledger.has_heap_block(block.addr, u64::MAX));
+            let before = blocks.len();
+            let ledger = &self.trace.ledger;
+            blocks
+                .extend(cohort.blocks.drain(..).filter(|block| ledger.has_heap_block(block.addr, u64::MAX)));
+            sizes.push(blocks.len() - before);
         }
-        let blocks: Vec<Candidate> =
-            cohorts.iter().flat_map(|cohort| cohort.blocks.iter().copied()).collect();
-        let seen = self.ask(&blocks);
-        let mut seen = seen.into_iter();
-        let mut gone = Vec::new();
-        for cohort in &mut cohorts {
-            cohort.blocks.retain_mut(|block| {
-                let is_there = block.is_there(seen.next().unwrap_or(Seen::Unknown));
-                if !is_there {
-                    gone.push(block.addr);
-                }
-                is_there
-            });
+        self.ask_of(&mut blocks);
+        let gone = blocks.iter().filter(|block| block.is_gone).map(|block| block.addr).collect();
+        let mut asked = blocks.into_iter();
+        for (cohort, size) in cohorts.iter_mut().zip(sizes) {
+            cohort.blocks = asked.by_ref().take(size).filter(|block| !block.is_gone).collect();
         }
         self.followed.put_back(cohorts, Instant::now());
+        gone
+    }
+
+    /// Notes of each of `blocks` what its allocator says of it, and what is in it.
+    pub(super) fn ask_of(&mut self, blocks: &mut [Candidate]) {
+        let began = Instant::now();
+        let seen = self.ask(blocks);
+        for (block, seen) in blocks.iter_mut().zip(seen) {
+            block.note(seen);
+        }
         let took = began.elapsed();
         self.followed.rested = Some(began + took.mul_f64(1.0 / EFFORT));
-        log::trace!("{} of {} blocks are gone; {took:?}", gone.len(), blocks.len());
-        let header = Header { kind: Kind::Content as u8, target: self.index, time_ns, ..Header::default() };
-        let record = |addr| ContentRecord { header, addr, content: ContentRecord::FREE.into() };
-        gone.into_iter().map(record).collect()
+        let gone = blocks.iter().filter(|block| block.is_gone).count();
+        log::trace!("{gone} of {} blocks are gone; {took:?}", blocks.len());
     }
 
     /// What their allocators say of blocks, and what is in them.
@@ -214,7 +234,9 @@ impl Traced {
                 };
             });
         }
+        let began = Instant::now();
         if !elsewhere.is_empty()
+            && self.followed.heap_rested.is_none_or(|rested| rested <= began)
             && let Some(heap) = self.heaps.glibc(&self.target)
         {
             let addrs: Vec<u64> = elsewhere.iter().map(|index| blocks[*index].addr).collect();
@@ -224,6 +246,7 @@ impl Traced {
                     seen[index] = Seen::Gone;
                 }
             }
+            self.followed.heap_rested = Some(began + began.elapsed().mul_f64(1.0 / EFFORT));
         }
         seen
     }

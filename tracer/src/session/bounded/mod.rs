@@ -7,6 +7,7 @@ mod follow;
 mod predict;
 mod window;
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -22,13 +23,30 @@ use super::live::Live;
 use super::sizes::Counted;
 use crate::cli::plan::DEFAULT_MAX_OVERHEAD_PCT;
 use crate::govern::{Governor, Phase, Progress, Span};
+use crate::model::{Sampling, SamplingFacts};
 use crate::probes::cost::{self, Runs};
 use crate::probes::kernel::Kernel;
 use crate::target::{ProbeSite, Target};
-use window::Open;
+use window::{Closing, Open};
 
 /// How often it is looked what tracing everything costs.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// A block counts as outstanding when it was seen in a window so long ago at least: younger ones may only be waiting
+/// for their free, and each stands for many.
+const MATURITY: Duration = Duration::from_secs(1);
+
+/// And when so many windows came later, in which its place was not handed out anew.
+const LATER_WINDOWS: usize = 2;
+
+/// Windows that are remembered, to know which are younger than what counts.
+const REMEMBERED: usize = 64;
+
+/// What a reader may conclude.
+const NOTE: &str = "calls were traced in short windows of time, and figures are scaled to the whole: what grows is told, \
+                    with the range that it lies in; a line that allocates seldom may be missing. Mappings were all \
+                    traced. A block that was freed while no window was open counts as freed once its allocator was \
+                    seen to hold it as free, or another object was seen in its place";
 
 /// With `--exact`, a slowdown above this is warned of, times.
 const WARNED_OF: f64 = 2.0;
@@ -59,6 +77,9 @@ pub struct Bounded {
     /// What tracing everything was expected to slow the target by, times.
     pub predicted_slowdown: Option<f64>,
     sums: Sums,
+    recent: VecDeque<Recent>,
+    /// What a target does of its own while probes come and go around a window, seconds: the mean of late.
+    around_s: f64,
 }
 
 /// Sums over the trace, seconds.
@@ -72,6 +93,8 @@ struct Sums {
     seen_s: f64,
     /// What they stand for.
     represented_s: f64,
+    /// The target's own time while not everything was traced, up to the last window.
+    sampled_s: f64,
     windows: u64,
 }
 
@@ -84,7 +107,14 @@ enum State {
     /// A window's.
     Open(Open),
     /// A window's that are being taken away.
-    Closing,
+    Closing(Closing),
+}
+
+/// A window that may be too young to count.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    opened_ns: u64,
+    represented_s: f64,
 }
 
 /// What has been counted by some time.
@@ -95,27 +125,6 @@ struct Mark {
     cpu: Duration,
     runs: Runs,
     gauge_hits: u64,
-}
-
-/// What of a trace within a budget its report tells.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts {
-    /// Share of the target's own time that was traced.
-    pub share: f64,
-    /// Share of its time that it lost, as far as that was measured.
-    pub overhead: f64,
-    /// Whether not everything was traced.
-    pub is_sampled: bool,
-    /// How many windows.
-    pub windows: u64,
-    /// How long they were open altogether, seconds.
-    pub open_s: f64,
-    /// By what the weights of windows are to be multiplied: the trace did not end with one.
-    pub correction: f64,
-    /// What tracing everything was expected to slow the target by, times.
-    pub predicted_slowdown: Option<f64>,
-    /// The budget, a share.
-    pub budget: f64,
 }
 
 impl Mark {
@@ -162,6 +171,8 @@ impl Bounded {
             tail_s: 0.0,
             predicted_slowdown: prediction.slowdown,
             sums: Sums::default(),
+            recent: VecDeque::new(),
+            around_s: 0.0,
         })
     }
 
@@ -172,7 +183,7 @@ impl Bounded {
 
     /// Whether what the probes tell belongs to a window: it goes into the books when that is over.
     pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Open(_) | State::Closing)
+        matches!(self.state, State::Open(_) | State::Closing(_))
     }
 
     /// Whether not everything was traced.
@@ -181,27 +192,58 @@ impl Bounded {
     }
 
     /// When to call [`Live::govern`].
-    pub fn due(&self) -> Instant {
-        self.due
+    pub fn due(&self) -> Option<Instant> {
+        (!matches!(self.state, State::Closing(_))).then_some(self.due)
     }
 
-    /// What of it is told by now.
-    pub fn facts(&self) -> Facts {
-        let sums = &self.sums;
-        let represented_s = sums.represented_s;
-        // What came behind the last window stands for nothing yet.
-        let all_s = represented_s + self.tail_s;
-        let total_s = sums.exact_s + all_s;
-        Facts {
-            share: if total_s > 0.0 { ((sums.exact_s + sums.seen_s) / total_s).min(1.0) } else { 1.0 },
-            overhead: self.governor.overhead(),
-            is_sampled: self.is_sampled(),
-            windows: self.sums.windows,
-            open_s: self.sums.open_s,
-            correction: if represented_s > 0.0 { all_s / represented_s } else { 1.0 },
-            predicted_slowdown: self.predicted_slowdown,
-            budget: self.budget,
+    /// Waits until the probes of a window are gone; for ever, where none are on their way.
+    pub async fn gone(&mut self) {
+        match &mut self.state {
+            State::Closing(closing) => closing.gone().await,
+            _ => std::future::pending().await,
         }
+    }
+
+    /// What a report made at `now_ns` says of it; `None` where everything was traced.
+    pub fn sampling(&self, now_ns: u64) -> Option<SamplingFacts> {
+        if !self.is_sampled() {
+            return None;
+        }
+        let sums = &self.sums;
+        // What came behind the last window stands for nothing yet.
+        let all_s = sums.sampled_s + self.tail_s;
+        let total_s = sums.exact_s + all_s;
+        let share = if total_s > 0.0 { ((sums.exact_s + sums.seen_s) / total_s).min(1.0) } else { 0.0 };
+        let sampling = Sampling {
+            share,
+            overhead_estimate: Some(self.governor.overhead()),
+            note: NOTE.to_owned(),
+            windows: sums.windows,
+            window_ms: 1e3 * sums.open_s,
+            predicted_slowdown: self.predicted_slowdown,
+            max_overhead: Some(self.budget),
+        };
+        let of = |whole_s: f64, part_s: f64| if part_s > 0.0 { whole_s / part_s } else { 1.0 };
+        let (maturity_ns, immature_s) = self.maturity(now_ns);
+        Some(SamplingFacts {
+            correction: of(all_s, sums.represented_s),
+            outstanding_correction: of(sums.represented_s, sums.represented_s - immature_s),
+            maturity_ns,
+            sampling,
+        })
+    }
+
+    /// How old blocks must be to count as outstanding, and what the windows stand for that are younger, seconds.
+    fn maturity(&self, now_ns: u64) -> (u64, f64) {
+        let least_ns = MATURITY.as_nanos() as u64;
+        let mut recent = self.recent.iter().rev();
+        // Where there are few, all but the last count.
+        let later = LATER_WINDOWS.min(self.recent.len().saturating_sub(1));
+        let age_ns = |window: &Recent| now_ns.saturating_sub(window.opened_ns);
+        let maturity_ns =
+            recent.nth(later.saturating_sub(1)).filter(|_| later > 0).map_or(0, age_ns).max(least_ns);
+        let young = self.recent.iter().filter(|window| age_ns(window) <= maturity_ns);
+        (maturity_ns, young.map(|window| window.represented_s).sum())
     }
 }
 
@@ -211,12 +253,11 @@ impl Live<'_> {
     pub(super) fn hold_to_budget(
         &mut self,
         targets: &[Target],
-        counted: &mut Option<Counted>,
+        counted: Option<&Counted>,
     ) -> Vec<Vec<ProbeSite>> {
-        let trap = counted.as_mut().and_then(Counted::trap).or_else(|| cost::trap(&mut self.kernel).ok());
+        let trap = counted.and_then(|counted| counted.trap).or_else(|| cost::trap(&mut self.kernel).ok());
         let budget = self.plan.max_overhead_pct.map(|pct| pct / 100.0);
-        let prediction =
-            Prediction::new(self.plan, targets, counted.as_ref(), trap, budget.unwrap_or(f64::INFINITY));
+        let prediction = Prediction::new(self.plan, targets, counted, trap, budget.unwrap_or(f64::INFINITY));
         let Some(budget) = budget else {
             self.warn_of_slowdown(&prediction);
             return Vec::new();
@@ -290,7 +331,7 @@ impl Live<'_> {
             State::Exact => self.look_at_cost(),
             State::Apart => self.open_window(),
             State::Open(_) => self.close_window(),
-            State::Closing => {}
+            State::Closing(_) => {}
         }
     }
 
@@ -301,7 +342,7 @@ impl Live<'_> {
         let span = mark.since(&bounded.last, bounded.trap_s);
         bounded.last = mark;
         bounded.sums.exact_s += (span.cpu_s - span.cost_s).max(0.0);
-        bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
+        bounded.governor.traced(span.wall_s, span.cost_s.min(span.wall_s));
         if bounded.governor.phase() == Phase::Windows {
             log::info!("tracing everything costs too much: windows from here on");
             self.part();
@@ -331,7 +372,7 @@ impl Live<'_> {
         let Some(bounded) = &mut self.bounded else { return };
         let span = mark.since(&bounded.last, bounded.trap_s);
         // Nothing of that is seen, and nothing stands for it but what comes.
-        bounded.sums.represented_s += (span.cpu_s - span.cost_s).max(0.0);
+        bounded.sums.sampled_s += (span.cpu_s - span.cost_s).max(0.0);
         bounded.last = mark;
         bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
         bounded.state = State::Apart;

@@ -18,7 +18,7 @@ const GIVES_BACK: Duration = Duration::from_nanos(250);
 const TRAP: Duration = Duration::from_nanos(500);
 
 /// The share of the budget that probes may take which stay in place all the time.
-const GAUGE_SHARE: f64 = 0.1;
+const GAUGE_SHARE: f64 = 0.2;
 
 /// Hits a second by which it is told how fast a target runs.
 const LEAST_GAUGE_HITS: f64 = 200.0;

@@ -1,14 +1,18 @@
 //! One window: probes come, some milliseconds are traced, probes go, and what was seen gets its weight.
 
+use std::collections::{HashMap, HashSet};
 use std::mem;
+use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracer_common::event::{Header, Kind, WindowRecord};
+use tracer_common::event::{AllocateRecord, Header, Kind, ReleaseRecord, WindowRecord};
 use tracer_common::probe::{Action, Domain, Function};
 
 use super::follow::Candidate;
-use super::{Bounded, LOOK, Mark, State, seconds};
+use super::{Bounded, LOOK, Mark, REMEMBERED, Recent, State, seconds};
 use crate::govern::{Phase, Taken, WINDOW};
 use crate::model::Event;
 use crate::probes::windows::InPlace;
@@ -24,6 +28,46 @@ pub struct Open {
     opened_ns: u64,
 }
 
+/// A window whose probes are being taken away.
+pub struct Closing {
+    gone: oneshot::Receiver<()>,
+    began: Mark,
+    opened: Mark,
+    closing: Mark,
+    open_s: f64,
+    weight: f64,
+}
+
+impl Closing {
+    /// Waits until they are gone.
+    pub async fn gone(&mut self) {
+        // An error is that nobody takes them away any more.
+        let _ = (&mut self.gone).await;
+    }
+
+    /// The same, where nothing else is to be done.
+    fn wait(&mut self) {
+        while matches!(self.gone.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+            thread::sleep(SHORT);
+        }
+    }
+}
+
+/// Between two looks whether probes are gone, at the end of a trace.
+const SHORT: Duration = Duration::from_millis(2);
+
+/// Weight of the last window in running means.
+const NEWEST: f64 = 0.3;
+
+/// The address that an allocation was given.
+fn handed_out(event: &Event) -> Option<u64> {
+    match event {
+        Event::Allocate(record) => Some(record.addr),
+        Event::ReplaceEnd(record) => Some(record.addr).filter(|addr| *addr != 0),
+        _ => None,
+    }
+}
+
 /// Whether a block was seen where it left one of pymalloc's pools.
 fn is_in_pool(header: &Header) -> bool {
     Function::from_number(header.function).is_some_and(|function| function.action() == Action::TakeFromPool)
@@ -37,8 +81,8 @@ impl Live<'_> {
         let began = self.mark();
         let Some(bounded) = &mut self.bounded else { return };
         let span = began.since(&bounded.last, bounded.trap_s);
-        log::debug!("{span:?} since the last window; a trap takes {:.0} ns", 1e9 * bounded.trap_s);
-        bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
+        log::trace!("{span:?} since the last window; a trap takes {:.0} ns", 1e9 * bounded.trap_s);
+        bounded.governor.apart(span.wall_s, span.cost_s.min(span.wall_s));
         bounded.progress.alone(span);
         bounded.gap_s = (span.cpu_s - span.cost_s).max(0.0);
         bounded.last = began;
@@ -59,30 +103,61 @@ impl Live<'_> {
         bounded.due = Instant::now() + WINDOW;
     }
 
+    /// The window is over: what it saw goes into the books. Its probes are on their way.
     pub(super) fn close_window(&mut self) {
-        self.set_gate(true);
         let closed_ns = now_ns();
+        self.take_records();
+        // As long as calls count, whatever is handed out is told: a block is what it was when it was allocated.
+        let candidates: Vec<Vec<Candidate>> =
+            (0..self.traced.len()).map(|index| self.first_look(index, closed_ns)).collect();
+        self.set_gate(true);
         let closing = self.mark();
         // Records of calls that began in the window may come as long as its probes are in place.
         self.take_records();
         let Some(bounded) = &mut self.bounded else { return };
-        let State::Open(open) = mem::replace(&mut bounded.state, State::Closing) else { return };
-        let Open { probes, began, opened, opened_ns } = open;
-        drop(probes);
+        let State::Open(open) = mem::replace(&mut bounded.state, State::Apart) else { return };
+        let span = closing.since(&open.opened, bounded.trap_s);
+        // What was allocated during the look is not entered.
+        let entered = (closed_ns.saturating_sub(open.opened_ns)) as f64 / 1e9 / span.wall_s.max(1e-9);
+        let open_s = bounded.progress.open(span) * entered.min(1.0);
+        let represented_s = bounded.gap_s + open_s + bounded.around_s;
+        let weight = if open_s > 0.0 { (represented_s / open_s).max(1.0) } else { 1.0 };
+        bounded.sums.open_s += span.wall_s;
+        bounded.sums.seen_s += open_s;
+        bounded.sums.represented_s += represented_s;
+        bounded.sums.windows += 1;
+        bounded.recent.push_back(Recent { opened_ns: open.opened_ns, represented_s });
+        if bounded.recent.len() > REMEMBERED {
+            bounded.recent.pop_front();
+        }
+        let (sender, gone) = oneshot::channel();
+        let probes = open.probes;
+        let taken_away = thread::Builder::new().name("memtrace-window".to_owned()).spawn(move || {
+            drop(probes);
+            // Nobody waits any more where the trace has ended.
+            let _ = sender.send(());
+        });
+        if let Err(error) = taken_away {
+            log::info!("probes were taken away here: {error}");
+        }
+        bounded.state =
+            State::Closing(Closing { gone, began: open.began, opened: open.opened, closing, open_s, weight });
+        self.enter_window(open.opened_ns, closed_ns, weight, candidates);
+    }
+
+    /// The probes are gone.
+    pub(in crate::session) fn end_window(&mut self) {
         self.take_records();
         let ended = self.mark();
         let Some(bounded) = &mut self.bounded else { return };
-        bounded.state = State::Apart;
+        let State::Closing(window) = mem::replace(&mut bounded.state, State::Apart) else { return };
+        let Closing { began, opened, closing, open_s, weight, .. } = window;
         let (open, whole) = (closing.since(&opened, bounded.trap_s), ended.since(&began, bounded.trap_s));
-        let own = bounded.progress.window(open, whole);
-        let represented_s = bounded.gap_s + own.whole_s;
-        let weight = if own.open_s > 0.0 { (represented_s / own.open_s).max(1.0) } else { 1.0 };
-        let exact_share = open.cost_s / own.open_s.max(1e-6) * WITH_FREES * own.busy.min(1.0);
+        let own = bounded.progress.whole(whole, open_s);
+        let exact_share = open.cost_s / open_s.max(1e-6) * WITH_FREES * own.busy.min(1.0);
         bounded.governor.closed(Taken { wall_s: whole.wall_s, lost_s: own.lost_s, exact_share });
-        bounded.sums.open_s += open.wall_s;
-        bounded.sums.seen_s += own.open_s;
-        bounded.sums.represented_s += represented_s;
-        bounded.sums.windows += 1;
+        bounded.around_s += NEWEST * (own.whole_s - open_s - bounded.around_s);
+        bounded.sums.sampled_s += bounded.gap_s + own.whole_s;
         bounded.last = ended;
         log::debug!(
             "window {}: placed in {:.1} ms, open {:.1} ms, gone in {:.1} ms; of these {:.2} and {:.1} ms the target's \
@@ -91,7 +166,7 @@ impl Live<'_> {
             1e3 * (opened.at - began.at).as_secs_f64(),
             1e3 * open.wall_s,
             1e3 * (ended.at - closing.at).as_secs_f64(),
-            1e3 * own.open_s,
+            1e3 * open_s,
             1e3 * own.whole_s,
             1e3 * own.lost_s,
             open.hits,
@@ -99,37 +174,83 @@ impl Live<'_> {
             closing.runs.since(opened.runs).count,
             ended.runs.since(began.runs).count,
         );
-        self.enter_window(opened_ns, closed_ns, weight);
+        // What began in the window and came late is of its weight.
+        self.enter_held();
         let Some(bounded) = &mut self.bounded else { return };
         match bounded.governor.phase() {
-            Phase::Windows => bounded.due = bounded.last.at + seconds(bounded.governor.next_distance()),
+            Phase::Windows => {
+                let distance_s = bounded.governor.next_distance();
+                log::debug!("the next window in {distance_s:.2} s");
+                bounded.due = bounded.last.at + seconds(distance_s);
+            }
             Phase::Exact => self.join(),
         }
     }
 
-    /// Enters what was seen in a window.
-    fn enter_window(&mut self, opened_ns: u64, closed_ns: u64, weight: f64) {
-        for index in 0..self.traced.len() {
-            let held = mem::take(&mut self.traced[index].held);
-            self.enter_weight(index, opened_ns, closed_ns, weight);
-            let mut blocks = Vec::new();
-            for (event, record) in held {
-                blocks.extend(match &event {
-                    Event::Allocate(record) => Some((record.addr, is_in_pool(&record.header))),
-                    Event::ReplaceEnd(record) if record.addr != 0 => Some((record.addr, false)),
-                    _ => None,
-                });
-                if self.traced[index].apply(&event) {
-                    self.record(|recorder| recorder.event(&record));
+    /// The blocks that were allocated in the window and are still there, with what is in them.
+    fn first_look(&mut self, index: usize, closed_ns: u64) -> Vec<Candidate> {
+        let traced = &mut self.traced[index];
+        let mut blocks: HashMap<u64, bool> = HashMap::new();
+        for (event, _) in &traced.held {
+            match event {
+                Event::Allocate(record) if record.header.time_ns <= closed_ns => {
+                    blocks.insert(record.addr, is_in_pool(&record.header));
                 }
+                Event::ReplaceEnd(record) if record.header.time_ns <= closed_ns => {
+                    blocks.remove(&record.released_addr);
+                    if record.addr != 0 {
+                        blocks.insert(record.addr, false);
+                    }
+                }
+                Event::Allocate(AllocateRecord { addr, .. }) | Event::Release(ReleaseRecord { addr, .. }) => {
+                    blocks.remove(addr);
+                }
+                _ => {}
             }
+        }
+        let blocks = blocks.into_iter().map(|(addr, is_in_pool)| Candidate::new(addr, is_in_pool));
+        let mut blocks: Vec<Candidate> = blocks.collect();
+        traced.ask_of(&mut blocks);
+        blocks
+    }
+
+    /// Enters what was seen in a window that closed at `closed_ns`, of which the `candidates` of each target were still
+    /// there.
+    fn enter_window(&mut self, opened_ns: u64, closed_ns: u64, weight: f64, candidates: Vec<Vec<Candidate>>) {
+        for (index, mut candidates) in candidates.into_iter().enumerate() {
+            self.enter_weight(index, opened_ns, closed_ns, weight);
+            let (held, late): (Vec<_>, Vec<_>) = mem::take(&mut self.traced[index].held)
+                .into_iter()
+                .partition(|(event, _)| event.header().time_ns <= closed_ns);
+            self.traced[index].held = held;
+            self.enter_held_of(index);
+            // A block whose address was handed out again was freed.
+            let again: HashSet<u64> = late.iter().filter_map(|(event, _)| handed_out(event)).collect();
             let traced = &mut self.traced[index];
-            blocks.sort_unstable();
-            blocks.dedup_by_key(|(addr, _)| *addr);
-            blocks.retain(|(addr, _)| traced.trace.ledger.has_heap_block(*addr, u64::MAX));
-            traced
-                .followed
-                .add(blocks.into_iter().map(|(addr, is_in_pool)| Candidate::new(addr, is_in_pool)).collect());
+            let mut gone = Vec::new();
+            candidates.retain(|block| {
+                let is_there = !again.contains(&block.addr) && !block.is_gone();
+                if !is_there {
+                    gone.push(block.addr);
+                }
+                is_there && traced.trace.ledger.has_heap_block(block.addr, u64::MAX)
+            });
+            traced.followed.add(candidates);
+            self.enter_gone(index, now_ns(), gone);
+        }
+    }
+
+    fn enter_held(&mut self) {
+        for index in 0..self.traced.len() {
+            self.enter_held_of(index);
+        }
+    }
+
+    fn enter_held_of(&mut self, index: usize) {
+        for (event, record) in mem::take(&mut self.traced[index].held) {
+            if self.traced[index].apply(&event) {
+                self.record(|recorder| recorder.event(&record));
+            }
         }
     }
 
@@ -173,8 +294,13 @@ impl Live<'_> {
 
     /// The trace ends: so does a window that is open.
     pub(in crate::session) fn end_bounded(&mut self) {
-        if self.bounded.as_ref().is_some_and(Bounded::is_open) {
+        if matches!(&self.bounded, Some(Bounded { state: State::Open(_), .. })) {
             self.close_window();
+        }
+        if let Some(Bounded { state: State::Closing(closing), .. }) = &mut self.bounded {
+            // Its probes are gone, or nobody takes them away.
+            let _ = closing.wait();
+            self.end_window();
         }
         let mark = self.mark();
         if let Some(bounded) = &mut self.bounded {
