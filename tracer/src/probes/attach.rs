@@ -300,7 +300,7 @@ impl Drop for Links {
             self.links.drain(..).partition(|link| matches!(link, Link::Many(_)));
         if !single.is_empty() {
             let holders =
-                Holders::new(&[]).inspect_err(|error| log::info!("probes are taken away here: {error}"));
+                Holders::new(&[&[]]).inspect_err(|error| log::info!("probes are taken away here: {error}"));
             drop(single);
             if let Ok(holders) = holders {
                 holders.end();
@@ -367,7 +367,7 @@ where
 
 #[derive(Clone)]
 pub(super) struct Probe<'a> {
-    site: &'a ProbeSite,
+    pub(super) site: &'a ProbeSite,
     path: &'a str,
     pub(super) file: String,
     pub(super) offset: u64,

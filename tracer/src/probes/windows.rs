@@ -5,11 +5,13 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
 
 use tracer_common::probe::{Action, Domain};
 
 use super::attach::{Attachee, group};
-use super::holder::let_go;
+use super::holder::Holders;
 use super::hooks::Hook;
 use super::kernel::Kernel;
 use super::multi::Sites;
@@ -27,11 +29,22 @@ struct Prepared {
     hook: Hook,
     path: CString,
     sites: Sites,
+    is_hot: bool,
 }
 
-/// Probes in place. Dropping it takes them away, which takes the kernel some 30 to 100 ms.
+/// Probes in place. Dropping it takes them away, which takes the kernel some 30 to 200 ms.
 #[derive(Default)]
-pub struct InPlace(Vec<OwnedFd>);
+pub struct InPlace {
+    /// Where calls are many: they go first.
+    hot: Vec<OwnedFd>,
+    rest: Vec<OwnedFd>,
+    /// The processes that will let go of them.
+    holders: Option<Holders>,
+}
+
+/// The kernel takes probes away one by one, and what is to go first gets this head start: so long a target in full
+/// swing still meets the others.
+const HEAD_START: Duration = Duration::from_millis(10);
 
 /// Whether a probe on `site` comes and goes. What maps memory is always traced; of frees nobody needs to be told
 /// where the allocator can be asked instead, which is `with_frees` otherwise.
@@ -41,26 +54,37 @@ pub fn comes_and_goes(site: &ProbeSite, with_frees: bool) -> bool {
 }
 
 impl Comings {
-    /// Prepares probes on `sites`; `file_of` gives the open file of a module and its path. The files must stay
-    /// open.
+    /// Prepares probes on `sites`; `file_of` gives the open file of a module and its path, and `is_hot` tells whether
+    /// a site, by its module and its offset there, is called often. The files must stay open.
     pub fn prepare<'a>(
         kernel: &mut Kernel,
         attachee: Attachee,
         sites: &[ProbeSite],
         file_of: impl Fn(u32) -> Option<(&'a File, &'a str)>,
+        is_hot: impl Fn(u32, u64) -> bool,
     ) -> Self {
         let Some(multi) = kernel.multi() else { return Self::default() };
         let groups = group(&mut BTreeSet::new(), attachee, sites, multi.has_sessions(), file_of);
         multi.load_all(groups.keys().map(|(hook, _)| (hook.program(), hook.kind())));
-        let links = groups.into_iter().filter_map(|((hook, _), probes)| {
-            let path = CString::new(probes.first()?.file.as_str()).ok()?;
-            let sites = Sites {
-                offsets: probes.iter().map(|probe| probe.offset).collect(),
-                cookies: probes.iter().map(|probe| probe.cookie.0).collect(),
-            };
-            Some(Prepared { hook, path, sites })
-        });
-        Self { links: links.collect(), tgid: attachee.tgid }
+        let mut links = Vec::new();
+        for ((hook, module), probes) in groups {
+            let path = probes.first().and_then(|probe| CString::new(probe.file.as_str()).ok());
+            let Some(path) = path else { continue };
+            let (hot, rest): (Vec<_>, Vec<_>) =
+                probes.iter().partition(|probe| is_hot(module, probe.site.file_offset));
+            for (probes, is_hot) in [(rest, false), (hot, true)] {
+                let sites = Sites {
+                    offsets: probes.iter().map(|probe| probe.offset).collect(),
+                    cookies: probes.iter().map(|probe| probe.cookie.0).collect(),
+                };
+                if !probes.is_empty() {
+                    links.push(Prepared { hook, path: path.clone(), sites, is_hot });
+                }
+            }
+        }
+        // Where calls are many probes come last, and go first. Among these the order of hooks stays.
+        links.sort_by_key(|link| link.is_hot);
+        Self { links, tgid: attachee.tgid }
     }
 
     /// Whether there is nothing to place.
@@ -77,7 +101,8 @@ impl Comings {
         let mut in_place = InPlace::default();
         for link in &self.links {
             let (program, kind) = (link.hook.program(), link.hook.kind());
-            in_place.0.push(multi.link(program, kind, &link.path, &link.sites, self.tgid)?);
+            let fd = multi.link(program, kind, &link.path, &link.sites, self.tgid)?;
+            if link.is_hot { in_place.hot.push(fd) } else { in_place.rest.push(fd) }
         }
         Ok(in_place)
     }
@@ -86,12 +111,34 @@ impl Comings {
 impl InPlace {
     /// Adds what `other` has in place, so that all go together.
     pub fn join(&mut self, mut other: Self) {
-        self.0.append(&mut other.0);
+        self.hot.append(&mut other.hot);
+        self.rest.append(&mut other.rest);
+    }
+
+    /// Gets ready to take them away: at the end that takes no time any more.
+    pub fn prepare_end(&mut self) {
+        let holders = Holders::new(&[&self.hot, &self.rest]);
+        self.holders = holders.inspect_err(|error| log::info!("probes are taken away here: {error}")).ok();
     }
 }
 
 impl Drop for InPlace {
     fn drop(&mut self) {
-        let_go(std::mem::take(&mut self.0));
+        if self.hot.is_empty() && self.rest.is_empty() {
+            return;
+        }
+        if self.holders.is_none() {
+            self.prepare_end();
+        }
+        let mut holders = self.holders.take();
+        self.hot.clear();
+        if let Some(holders) = &mut holders {
+            holders.release();
+            thread::sleep(HEAD_START);
+        }
+        self.rest.clear();
+        if let Some(holders) = holders {
+            holders.end();
+        }
     }
 }

@@ -71,6 +71,8 @@ pub struct Live<'a> {
     pub(super) detacher: Detacher,
     /// What holds it to a budget, if anything does.
     pub(super) bounded: Option<Bounded>,
+    /// The sites that were seen to be called, of the target that is added next: module and offset in its file.
+    pub(super) hot: HashSet<(u32, u64)>,
     /// When forked children are to be freed of their traps.
     pub(super) sweep_due: Option<Instant>,
 }
@@ -127,6 +129,7 @@ impl<'a> Live<'a> {
             log,
             detacher: Detacher::default(),
             bounded: None,
+            hot: HashSet::new(),
             sweep_due: None,
         })
     }
@@ -150,6 +153,7 @@ impl<'a> Live<'a> {
             Some(ProbeOnly::Stack) => Purpose::Measure(Part::Stack),
         };
         let mut traced = Traced::new(target, index, Trace::new(self.plan.limits), purpose);
+        traced.hot = std::mem::take(&mut self.hot);
         traced.is_apart = self.bounded.as_ref().is_some_and(Bounded::is_apart);
         let domains = self.plan.domains.as_deref();
         let notes = traced.instrument(&mut self.kernel, &mut self.shared, domains).map_err(|error| {

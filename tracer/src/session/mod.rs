@@ -124,14 +124,16 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     let limits = sizes::limits(plan, &targets, counted.as_ref());
     let kernel = counted.as_mut().and_then(|counted| counted.take_kernel(limits));
     let mut live = Live::new(plan, notes, limits, shared, kernel)?;
-    let gauges = live.hold_to_budget(&targets, counted.as_ref());
+    let prediction = live.hold_to_budget(&targets, counted.as_ref());
+    let mut hot = prediction.hot.into_iter();
     for target in targets {
         let tgid = target.process.tgid;
+        live.hot = hot.next().unwrap_or_default();
         let added = live.add(target);
         // Who was not named may have ended meanwhile.
         if tgids.contains(&tgid) { added? } else { live.tell(tgid, added) }
     }
-    live.gauge(&gauges);
+    live.gauge(&prediction.gauges);
     live.detacher.detach(counted);
     if let Some(redirection) = redirection {
         live.redirect(redirection).map_err(redirect_failure)?;

@@ -5,6 +5,8 @@ use tracer_common::probe::{Domain, Function};
 use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::asked::Allocators;
@@ -76,6 +78,8 @@ pub struct Traced {
     pub gauge: Links,
     /// Whether calls are traced in windows of time.
     pub is_apart: bool,
+    /// The sites that were seen to be called: module and offset in its file.
+    pub hot: HashSet<(u32, u64)>,
     /// The probes of such windows.
     pub comings: Comings,
     /// What was told in a window that is not over.
@@ -122,6 +126,7 @@ impl Traced {
             call_links: Links::default(),
             gauge: Links::default(),
             is_apart: false,
+            hot: HashSet::new(),
             comings: Comings::default(),
             held: Vec::new(),
             followed: Followed::default(),
@@ -216,7 +221,9 @@ impl Traced {
         if self.is_apart {
             let calls: Vec<_> =
                 calls.into_iter().filter(|site| comes_and_goes(site, !self.can_ask())).collect();
-            self.comings = Comings::prepare(kernel, attachee, &calls, file_of);
+            self.comings = Comings::prepare(kernel, attachee, &calls, file_of, |module, offset| {
+                self.hot.contains(&(module, offset))
+            });
         } else {
             skipped.extend(self.call_links.attach(kernel, attachee, &calls, file_of)?);
         }

@@ -206,7 +206,7 @@ impl Traced {
         let took = began.elapsed();
         self.followed.rested = Some(began + took.mul_f64(1.0 / EFFORT));
         let gone = blocks.iter().filter(|block| block.is_gone).count();
-        log::trace!("{gone} of {} blocks are gone; {took:?}", blocks.len());
+        log::debug!("{gone} of {} blocks are gone; {took:?}", blocks.len());
     }
 
     /// What their allocators say of blocks, and what is in them.

@@ -249,18 +249,14 @@ impl Bounded {
 
 impl Live<'_> {
     /// Says what tracing everything will cost `targets`, whose calls were counted, and prepares to keep to the budget
-    /// if there is one. Gives the sites of each by which its speed is told.
-    pub(super) fn hold_to_budget(
-        &mut self,
-        targets: &[Target],
-        counted: Option<&Counted>,
-    ) -> Vec<Vec<ProbeSite>> {
+    /// if there is one. Gives what is known of their calls.
+    pub(super) fn hold_to_budget(&mut self, targets: &[Target], counted: Option<&Counted>) -> Prediction {
         let trap = counted.and_then(|counted| counted.trap).or_else(|| cost::trap(&mut self.kernel).ok());
         let budget = self.plan.max_overhead_pct.map(|pct| pct / 100.0);
         let prediction = Prediction::new(self.plan, targets, counted, trap, budget.unwrap_or(f64::INFINITY));
         let Some(budget) = budget else {
             self.warn_of_slowdown(&prediction);
-            return Vec::new();
+            return prediction;
         };
         self.bounded = Bounded::begin(&mut self.kernel, budget, &prediction);
         match &self.bounded {
@@ -271,7 +267,7 @@ impl Live<'_> {
             ),
             Some(bounded) => self.say_phase(bounded),
         }
-        prediction.gauges
+        prediction
     }
 
     /// With `--exact`.

@@ -1,5 +1,6 @@
 //! What tracing everything would cost, told before it begins; and which probes may stay in place all the time.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tracer_common::probe::{Action, Domain, Ending};
@@ -37,6 +38,8 @@ pub struct Prediction {
     pub counted_s: f64,
     /// What that cost the target, seconds.
     pub lost_s: f64,
+    /// Of each target, the sites that were hit while calls were counted: module and offset in its file.
+    pub hot: Vec<HashSet<(u32, u64)>>,
     /// Of each target, which of its sites are called so seldom that they may be counted all the time.
     pub gauges: Vec<Vec<ProbeSite>>,
 }
@@ -68,6 +71,8 @@ impl Prediction {
             prediction.exact_share = Some(prediction.exact_share.unwrap_or(0.0).max(busy * cost / parallel));
             prediction.lost_s = prediction.lost_s.max((cpu_s - own_s) / parallel);
             let most = budget * GAUGE_SHARE / trap_s;
+            let hit = sites.iter().zip(&seen.hits).filter(|(_, hits)| **hits > 0.0);
+            prediction.hot.push(hit.map(|(site, _)| (site.module, site.file_offset)).collect());
             log::debug!(
                 "{} of {} sites are hit",
                 seen.hits.iter().filter(|hits| **hits > 0.0).count(),

@@ -97,6 +97,7 @@ impl Live<'_> {
         }
         self.set_gate(false);
         let opened_ns = now_ns();
+        probes.prepare_end();
         let opened = self.mark();
         let Some(bounded) = &mut self.bounded else { return };
         bounded.state = State::Open(Open { probes, began, opened, opened_ns });
