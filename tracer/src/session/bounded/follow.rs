@@ -31,9 +31,21 @@ pub struct Followed {
     cohorts: Vec<Cohort>,
     /// Not before this time.
     rested: Option<Instant>,
+    /// What tells pools and objects.
+    eyes: Option<Eyes>,
     /// The C library is not asked before this time: all of its heap must be walked.
     heap_rested: Option<Instant>,
 }
+
+/// To find what it needs takes ten times as long as a look: it is kept for some looks.
+struct Eyes {
+    heap: PymallocHeap,
+    reader: ObjectReader,
+    since: Instant,
+}
+
+/// Interpreters and types may come and go.
+const EYES_KEPT: Duration = Duration::from_secs(10);
 
 /// Blocks that are looked at together.
 struct Cohort {
@@ -61,6 +73,15 @@ enum Face {
     Object { type_addr: u64, value: Option<[u64; 2]> },
     /// Something else.
     Other,
+}
+
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom {
+    /// pymalloc, which has its answer at once.
+    Pools,
+    /// The C library too.
+    All,
 }
 
 /// What a look says of a block.
@@ -186,7 +207,7 @@ impl Traced {
                 .extend(cohort.blocks.drain(..).filter(|block| ledger.has_heap_block(block.addr, u64::MAX)));
             sizes.push(blocks.len() - before);
         }
-        self.ask_of(&mut blocks);
+        self.ask_of(&mut blocks, Whom::All);
         let gone = blocks.iter().filter(|block| block.is_gone).map(|block| block.addr).collect();
         let mut asked = blocks.into_iter();
         for (cohort, size) in cohorts.iter_mut().zip(sizes) {
@@ -197,9 +218,9 @@ impl Traced {
     }
 
     /// Notes of each of `blocks` what its allocator says of it, and what is in it.
-    pub(super) fn ask_of(&mut self, blocks: &mut [Candidate]) {
+    pub(super) fn ask_of(&mut self, blocks: &mut [Candidate], whom: Whom) {
         let began = Instant::now();
-        let seen = self.ask(blocks);
+        let seen = self.ask(blocks, whom);
         for (block, seen) in blocks.iter_mut().zip(seen) {
             block.note(seen);
         }
@@ -209,16 +230,27 @@ impl Traced {
         log::debug!("{gone} of {} blocks are gone; {took:?}", blocks.len());
     }
 
+    fn eyes(&mut self, memory: &ProcessMemory) -> Option<&mut Eyes> {
+        let eyes = &mut self.followed.eyes;
+        if eyes.as_ref().is_none_or(|eyes| eyes.since.elapsed() > EYES_KEPT) {
+            let interpreter = self.heaps.interpreter(&self.target)?;
+            *eyes = Some(Eyes {
+                heap: known(PymallocHeap::of(interpreter, memory))?,
+                reader: known(ObjectReader::new(interpreter, memory))?,
+                since: Instant::now(),
+            });
+        }
+        eyes.as_mut()
+    }
+
     /// What their allocators say of blocks, and what is in them.
-    fn ask(&mut self, blocks: &[Candidate]) -> Vec<Seen> {
+    fn ask(&mut self, blocks: &[Candidate], whom: Whom) -> Vec<Seen> {
         let mut seen = vec![Seen::Unknown; blocks.len()];
         let Ok(memory) = ProcessMemory::open(self.target.process.tgid) else { return seen };
         let (in_pools, elsewhere): (Vec<usize>, Vec<usize>) =
             (0..blocks.len()).partition(|index| blocks[*index].is_in_pool);
         if !in_pools.is_empty()
-            && let Some(interpreter) = self.heaps.interpreter(&self.target)
-            && let Some(heap) = known(PymallocHeap::of(interpreter, &memory))
-            && let Some(mut reader) = known(ObjectReader::new(interpreter, &memory))
+            && let Some(Eyes { heap, reader, .. }) = self.eyes(&memory)
         {
             let addrs: Vec<u64> = in_pools.iter().map(|index| blocks[*index].addr).collect();
             heap.outline(&memory).look_up(&memory, &addrs, |index, block| {
@@ -235,7 +267,8 @@ impl Traced {
             });
         }
         let began = Instant::now();
-        if !elsewhere.is_empty()
+        if whom == Whom::All
+            && !elsewhere.is_empty()
             && self.followed.heap_rested.is_none_or(|rested| rested <= began)
             && let Some(heap) = self.heaps.glibc(&self.target)
         {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracer_common::event::{AllocateRecord, Header, Kind, ReleaseRecord, WindowRecord};
 use tracer_common::probe::{Action, Domain, Function};
 
-use super::follow::Candidate;
+use super::follow::{Candidate, Whom};
 use super::{Bounded, LOOK, Mark, REMEMBERED, Recent, State, seconds};
 use crate::govern::{Phase, Taken, WINDOW};
 use crate::model::Event;
@@ -211,7 +211,7 @@ impl Live<'_> {
         }
         let blocks = blocks.into_iter().map(|(addr, is_in_pool)| Candidate::new(addr, is_in_pool));
         let mut blocks: Vec<Candidate> = blocks.collect();
-        traced.ask_of(&mut blocks);
+        traced.ask_of(&mut blocks, Whom::Pools);
         blocks
     }
 
