@@ -19,7 +19,7 @@ use crate::target::ProcessMemory;
 /// The first look at a block comes so long after its window, and each later one by this factor later, up to the last.
 /// Many come soon: what a program uses all the time is found empty at one of them.
 const FIRST: Duration = Duration::from_millis(1);
-const LATER: f64 = 1.12;
+const LATER: f64 = 1.06;
 const LAST: Duration = Duration::from_secs(20);
 
 /// Looks at pools take no more than this share of one processor, and as much those at the C library's heap.
@@ -71,8 +71,46 @@ pub struct Candidate {
 enum Face {
     /// An object of a type; of an immutable one what tells its value.
     Object { type_addr: u64, value: Option<[u64; 2]> },
-    /// Something else.
-    Other,
+    /// Something else, by its first word.
+    Other(FirstWord),
+}
+
+/// What the first word of memory that is no object may be: CPython has counts there, of references and of sizes, or
+/// pointers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstWord {
+    Count,
+    Pointer,
+    /// It may become either.
+    Neither,
+}
+
+impl FirstWord {
+    fn of(bytes: &[u8]) -> Self {
+        match bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word)) {
+            1..LEAST_ADDR => Self::Count,
+            word @ LEAST_ADDR..END_OF_USER_SPACE if word.is_multiple_of(8) => Self::Pointer,
+            _ => Self::Neither,
+        }
+    }
+}
+
+/// No memory is mapped below.
+const LEAST_ADDR: u64 = 1 << 16;
+
+/// On x86-64, with four levels of page tables.
+const END_OF_USER_SPACE: u64 = 1 << 47;
+
+impl Face {
+    /// Whether another thing has taken the place of this one.
+    fn is_another(self, later: Self) -> bool {
+        match (self, later) {
+            (Self::Other(first), Self::Other(later)) => {
+                first != later && first != FirstWord::Neither && later != FirstWord::Neither
+            }
+            _ => self != later,
+        }
+    }
 }
 
 /// Who is asked.
@@ -109,7 +147,7 @@ impl Candidate {
             (Seen::Gone, _) => self.is_gone = true,
             (Seen::Unknown, _) => {}
             (Seen::There(face), None) => self.face = Some(face),
-            (Seen::There(face), Some(first)) => self.is_gone |= face != first,
+            (Seen::There(face), Some(first)) => self.is_gone |= first.is_another(face),
         }
     }
 }
@@ -288,7 +326,7 @@ impl Traced {
 /// Words of an object that tell its value, of types whose objects never change: behind its head, a number or float its
 /// digits, a string or bytes its length and its hash, which may not have been computed yet.
 fn face(content: &Content, bytes: &[u8], block_addr: u64) -> Face {
-    let Content::Object(object) = content else { return Face::Other };
+    let Content::Object(object) = content else { return Face::Other(FirstWord::of(bytes)) };
     let at = (object.addr - block_addr) as usize;
     let word = |offset: usize| {
         let word = bytes.get(at + offset..at + offset + 8).and_then(|word| word.try_into().ok());

@@ -36,8 +36,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// for their free, and each stands for many.
 const MATURITY: Duration = Duration::from_secs(1);
 
-/// And when so many windows came later, in which its place was not handed out anew.
-const LATER_WINDOWS: usize = 2;
+/// And when so many windows came later, in which its place was not handed out anew; where there are few, a third of
+/// all.
+const LATER_WINDOWS: usize = 4;
 
 /// Windows that are remembered, to know which are younger than what counts.
 const REMEMBERED: usize = 64;
@@ -237,8 +238,7 @@ impl Bounded {
     fn maturity(&self, now_ns: u64) -> (u64, f64) {
         let least_ns = MATURITY.as_nanos() as u64;
         let mut recent = self.recent.iter().rev();
-        // Where there are few, all but the last count.
-        let later = LATER_WINDOWS.min(self.recent.len().saturating_sub(1));
+        let later = LATER_WINDOWS.min(self.recent.len() / 3);
         let age_ns = |window: &Recent| now_ns.saturating_sub(window.opened_ns);
         let maturity_ns =
             recent.nth(later.saturating_sub(1)).filter(|_| later > 0).map_or(0, age_ns).max(least_ns);

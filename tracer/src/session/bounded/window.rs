@@ -162,7 +162,7 @@ impl Live<'_> {
         bounded.last = ended;
         log::debug!(
             "window {}: placed in {:.1} ms, open {:.1} ms, gone in {:.1} ms; of these {:.2} and {:.1} ms the target's \
-             own, {:.1} ms lost; {} of {} hits; {} of {} traps; weight {weight:.0}, exact would take {exact_share:.2}",
+             own, {:.1} ms lost; {} of {} hits; {} of {} traps, {:.0} ns each; weight {weight:.0}, exact would take {exact_share:.2}",
             bounded.window,
             1e3 * (opened.at - began.at).as_secs_f64(),
             1e3 * open.wall_s,
@@ -174,6 +174,7 @@ impl Live<'_> {
             whole.hits,
             closing.runs.since(opened.runs).count,
             ended.runs.since(began.runs).count,
+            1e9 * open.cost_s / (closing.runs.since(opened.runs).count.max(1) as f64),
         );
         // What began in the window and came late is of its weight.
         self.enter_held();
