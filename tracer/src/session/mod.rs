@@ -133,7 +133,7 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
         // Who was not named may have ended meanwhile.
         if tgids.contains(&tgid) { added? } else { live.tell(tgid, added) }
     }
-    live.gauge(&prediction.gauges);
+    live.begin_gauge();
     live.detacher.detach(counted);
     if let Some(redirection) = redirection {
         live.redirect(redirection).map_err(redirect_failure)?;

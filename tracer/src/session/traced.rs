@@ -156,7 +156,12 @@ impl Traced {
     ///
     /// # Errors
     /// When the kernel refuses a probe.
-    pub fn gauge(&mut self, kernel: &mut Kernel, sites: &[ProbeSite], cell: u16) -> Result<(), AttachError> {
+    pub fn count_together(
+        &mut self,
+        kernel: &mut Kernel,
+        sites: &[ProbeSite],
+        cell: u16,
+    ) -> Result<(), AttachError> {
         let modules = self.target.mappings.modules();
         let attachee =
             Attachee { tgid: self.target.process.tgid, index: cell, purpose: Purpose::CountTogether };

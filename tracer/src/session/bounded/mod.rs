@@ -4,10 +4,12 @@
 //! books once it is known how much of the target's time the window saw.
 
 mod follow;
+mod gauge;
 mod predict;
 mod window;
 
 use std::collections::VecDeque;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -26,7 +28,8 @@ use crate::govern::{Governor, Phase, Progress, Span};
 use crate::model::{Sampling, SamplingFacts};
 use crate::probes::cost::{self, Runs};
 use crate::probes::kernel::Kernel;
-use crate::target::{ProbeSite, Target};
+use crate::target::Target;
+use gauge::Gauge;
 use window::{Closing, Open};
 
 /// How often it is looked what tracing everything costs.
@@ -78,6 +81,7 @@ pub struct Bounded {
     /// What tracing everything was expected to slow the target by, times.
     pub predicted_slowdown: Option<f64>,
     sums: Sums,
+    gauge: Gauge,
     recent: VecDeque<Recent>,
     /// What a target does of its own while probes come and go around a window, seconds: the mean of late.
     around_s: f64,
@@ -172,6 +176,7 @@ impl Bounded {
             tail_s: 0.0,
             predicted_slowdown: prediction.slowdown,
             sums: Sums::default(),
+            gauge: Gauge::default(),
             recent: VecDeque::new(),
             around_s: 0.0,
         })
@@ -253,7 +258,7 @@ impl Live<'_> {
     pub(super) fn hold_to_budget(&mut self, targets: &[Target], counted: Option<&Counted>) -> Prediction {
         let trap = counted.and_then(|counted| counted.trap).or_else(|| cost::trap(&mut self.kernel).ok());
         let budget = self.plan.max_overhead_pct.map(|pct| pct / 100.0);
-        let prediction = Prediction::new(self.plan, targets, counted, trap, budget.unwrap_or(f64::INFINITY));
+        let mut prediction = Prediction::new(self.plan, targets, counted, trap);
         let Some(budget) = budget else {
             self.warn_of_slowdown(&prediction);
             return prediction;
@@ -266,6 +271,9 @@ impl Live<'_> {
                     .to_owned(),
             ),
             Some(bounded) => self.say_phase(bounded),
+        }
+        if let Some(bounded) = &mut self.bounded {
+            bounded.gauge = Gauge::new(mem::take(&mut prediction.gauge), prediction.counted_cpu_s);
         }
         prediction
     }
@@ -291,18 +299,6 @@ impl Live<'_> {
             );
         } else {
             log::info!("tracing every call is expected to take {:.2}%", 100.0 * (slowdown - 1.0));
-        }
-    }
-
-    /// Has the hits of `sites` counted all the time, which are those of each target.
-    pub(super) fn gauge(&mut self, sites: &[Vec<ProbeSite>]) {
-        if self.bounded.is_none() {
-            return;
-        }
-        for (traced, sites) in self.traced.iter_mut().zip(sites).filter(|(_, sites)| !sites.is_empty()) {
-            if let Err(error) = traced.gauge(&mut self.kernel, sites, GAUGE_CELL) {
-                log::info!("how fast it runs is not told: {error}");
-            }
         }
     }
 

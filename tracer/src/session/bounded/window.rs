@@ -82,6 +82,10 @@ impl Live<'_> {
         let Some(bounded) = &mut self.bounded else { return };
         let span = began.since(&bounded.last, bounded.trap_s);
         log::trace!("{span:?} since the last window; a trap takes {:.0} ns", 1e9 * bounded.trap_s);
+        if !self.settle_gauge(span) {
+            return;
+        }
+        let Some(bounded) = &mut self.bounded else { return };
         bounded.governor.apart(span.wall_s, span.cost_s.min(span.wall_s));
         bounded.progress.alone(span);
         bounded.gap_s = (span.cpu_s - span.cost_s).max(0.0);

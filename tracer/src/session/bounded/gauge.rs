@@ -1,0 +1,136 @@
+//! Which probes stay in place all the time, to tell how fast the targets run: such as are hit seldom enough to cost
+//! little, and often enough to count.
+//!
+//! How often each site is hit was counted before the trace, at a speed that the counting itself brought down, to what
+//! is not known well. So few are chosen at first, and others once their hits in some undisturbed time are known.
+
+use super::{GAUGE_CELL, seconds};
+use crate::govern::{Progress, Span};
+use crate::probes::attach::Links;
+use crate::session::live::Live;
+use crate::target::ProbeSite;
+
+/// The share of the budget that these probes may take.
+const SHARE_OF_BUDGET: f64 = 0.2;
+
+/// The target was at no less than this share of its speed while its calls were counted.
+const LEAST_SPEED: f64 = 0.03;
+
+/// Hits by which their rate is known, and how often it is waited for them.
+const ENOUGH_HITS: f64 = 50.0;
+const MOST_WAITS: u32 = 4;
+const WAIT_S: f64 = 0.3;
+
+/// What to choose from.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    /// Of each target its sites, and how often each was hit while calls were counted.
+    sites: Vec<Vec<(ProbeSite, f64)>>,
+    /// How long the targets were on processors meanwhile, seconds.
+    counted_cpu_s: f64,
+    /// Hits of the chosen ones meanwhile.
+    chosen_hits: f64,
+    waits: u32,
+    is_settled: bool,
+}
+
+impl Gauge {
+    /// With `sites` of each target, of which the hits were counted in `counted_cpu_s` seconds on processors.
+    pub fn new(sites: Vec<Vec<(ProbeSite, f64)>>, counted_cpu_s: f64) -> Self {
+        let sites = sites.into_iter().map(|mut sites| {
+            sites.retain(|(_, hits)| *hits > 0.0);
+            sites.sort_by(|a, b| b.1.total_cmp(&a.1));
+            sites
+        });
+        Self { sites: sites.collect(), counted_cpu_s, ..Self::default() }
+    }
+
+    /// Those of each target that had no more than `most_hits` together; at least the one with the fewest, where it
+    /// does not have many times as many.
+    fn choose(&mut self, most_hits: f64) -> Vec<Vec<ProbeSite>> {
+        let mut sum = 0.0;
+        let mut chosen: Vec<Vec<ProbeSite>> = Vec::new();
+        for sites in &self.sites {
+            let mut of_target = Vec::new();
+            for (site, hits) in sites {
+                if sum + hits <= most_hits {
+                    sum += hits;
+                    of_target.push(site.clone());
+                }
+            }
+            chosen.push(of_target);
+        }
+        self.chosen_hits = sum;
+        chosen
+    }
+}
+
+impl Live<'_> {
+    /// Chooses the first.
+    pub(in crate::session) fn begin_gauge(&mut self) {
+        let Some(bounded) = &mut self.bounded else { return };
+        let gauge = &mut bounded.gauge;
+        let per_second = bounded.budget * SHARE_OF_BUDGET / bounded.trap_s;
+        let chosen = gauge.choose(per_second * LEAST_SPEED * gauge.counted_cpu_s);
+        let chosen = if gauge.chosen_hits > 0.0 {
+            chosen
+        } else {
+            let least = gauge.sites.iter().flatten().map(|(_, hits)| *hits).fold(f64::INFINITY, f64::min);
+            gauge.choose(least)
+        };
+        self.place_gauge(&chosen);
+    }
+
+    /// Chooses others by what was measured while no window was open; tells whether that has been done by now.
+    pub(super) fn settle_gauge(&mut self, span: Span) -> bool {
+        let Some(bounded) = &mut self.bounded else { return true };
+        let gauge = &mut bounded.gauge;
+        if gauge.is_settled || gauge.chosen_hits == 0.0 {
+            return true;
+        }
+        if span.hits < ENOUGH_HITS && gauge.waits < MOST_WAITS {
+            gauge.waits += 1;
+            bounded.due = tokio::time::Instant::now() + seconds(WAIT_S);
+            return false;
+        }
+        gauge.is_settled = true;
+        if span.hits == 0.0 || span.cpu_s <= 0.0 {
+            return true;
+        }
+        // In how much of the target's own time its calls were counted.
+        let counted_s = gauge.chosen_hits / (span.hits / span.cpu_s);
+        let per_second = bounded.budget * SHARE_OF_BUDGET / bounded.trap_s;
+        let before = gauge.chosen_hits;
+        let chosen = gauge.choose(per_second * counted_s);
+        log::debug!(
+            "the gauge: {} hits in {:.3} s on a processor; from {before} to {} of the hits counted before, {:.0} a \
+             second",
+            span.hits,
+            span.cpu_s,
+            gauge.chosen_hits,
+            gauge.chosen_hits / counted_s
+        );
+        if gauge.chosen_hits != before {
+            bounded.progress = Progress::default();
+            self.place_gauge(&chosen);
+            let mark = self.mark();
+            let Some(bounded) = &mut self.bounded else { return true };
+            bounded.sums.sampled_s += (span.cpu_s - span.cost_s).max(0.0);
+            bounded.last = mark;
+            bounded.due = mark.at + seconds(WAIT_S);
+            return false;
+        }
+        true
+    }
+
+    fn place_gauge(&mut self, sites: &[Vec<ProbeSite>]) {
+        for (traced, sites) in self.traced.iter_mut().zip(sites) {
+            let before = std::mem::take(&mut traced.gauge);
+            if let Err(error) = traced.count_together(&mut self.kernel, sites, GAUGE_CELL) {
+                log::info!("how fast it runs is not told: {error}");
+                traced.gauge = Links::default();
+            }
+            self.detacher.detach(before);
+        }
+    }
+}
