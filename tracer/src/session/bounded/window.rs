@@ -5,7 +5,7 @@ use std::mem;
 use std::thread;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracer_common::event::{AllocateRecord, Header, Kind, ReleaseRecord, WindowRecord};
@@ -51,6 +51,34 @@ impl Closing {
             thread::sleep(SHORT);
         }
     }
+}
+
+/// What glibc maps a block of its own for, of this size at least (`DEFAULT_MMAP_THRESHOLD`, malloc/malloc.c): it lies
+/// behind a header of 16 bytes at the start of a page.
+const LEAST_MAPPED_BYTES: u64 = 128 << 10;
+const MAPPED_HEADER_BYTES: u64 = 16;
+const PAGE_BYTES: u64 = 4096;
+
+/// A block that glibc has mapped by itself, as the mapping that it is: outside of windows it is seen as such, and its
+/// end always. It stands for itself alone.
+fn mapping_of(event: &Event, record: &Bytes) -> Option<(Event, Bytes)> {
+    let Event::Allocate(allocated) = event else { return None };
+    let is_mapped =
+        allocated.addr % PAGE_BYTES == MAPPED_HEADER_BYTES && allocated.size_bytes >= LEAST_MAPPED_BYTES;
+    if !is_mapped || is_in_pool(&allocated.header) {
+        return None;
+    }
+    // `sysmalloc` of malloc/malloc.c, glibc 2.26 to 2.42: the chunk's size, a word more, in whole pages.
+    let chunk_bytes = (allocated.size_bytes + 8 + 15) & !15;
+    let mut mapping = *allocated;
+    mapping.header.function = Function::Mmap as u8;
+    mapping.addr -= MAPPED_HEADER_BYTES;
+    mapping.size_bytes = (chunk_bytes + 8).next_multiple_of(PAGE_BYTES);
+    let mut bytes = BytesMut::from(&record[..]);
+    bytes[1] = mapping.header.function;
+    bytes[16..24].copy_from_slice(&mapping.addr.to_le_bytes());
+    bytes[24..32].copy_from_slice(&mapping.size_bytes.to_le_bytes());
+    Some((Event::Allocate(mapping), bytes.freeze()))
 }
 
 /// Between two looks whether probes are gone, at the end of a trace.
@@ -339,6 +367,9 @@ impl Live<'_> {
         }
         let is_open = bounded.is_open();
         if let Some(traced) = self.traced.get_mut(index).filter(|_| is_open) {
+            if let Some((mapping, record)) = mapping_of(&event, &record) {
+                return Some((mapping, record));
+            }
             traced.held.push((event, record));
         }
         None
