@@ -35,6 +35,8 @@ pub enum Kind {
     Content = 10,
     /// [`WindowRecord`], by user space.
     Window = 11,
+    /// [`SampledRecord`]
+    Sampled = 12,
 }
 
 /// First 16 bytes of every record.
@@ -163,6 +165,30 @@ impl WindowRecord {
     pub const fn has_weight(&self) -> bool {
         let weight = self.weight();
         weight.is_finite() && weight >= 1.0
+    }
+}
+
+/// An allocator that samples its own allocations has handed out a block that it chose. It tells when that is given
+/// back, whatever else is traced: by a [`ReleaseRecord`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampledRecord {
+    /// Common part.
+    pub header: Header,
+    /// Address of the block.
+    pub addr: u64,
+    /// Bytes asked for.
+    pub size_bytes: u64,
+    /// Id of the stack, or [`NO_STACK`].
+    pub stack: u64,
+    /// For how many allocated bytes it stands, as the allocator says.
+    pub weight_bytes: u64,
+}
+
+impl SampledRecord {
+    /// For how many allocations of its size it stands: itself at least.
+    pub fn weight(&self) -> f64 {
+        (self.weight_bytes as f64 / self.size_bytes.max(1) as f64).max(1.0)
     }
 }
 
@@ -302,6 +328,7 @@ const _: () = {
     assert!(size_of::<DoubtRecord>() == 24);
     assert!(size_of::<ContentRecord>() == 32);
     assert!(size_of::<WindowRecord>() == 32);
+    assert!(size_of::<SampledRecord>() == 48);
     assert!(size_of::<StackRecord>() == STACK_RECORD_FIXED_BYTES + MAX_FRAMES * 8);
 };
 

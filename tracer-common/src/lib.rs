@@ -22,3 +22,4 @@ pub mod probe;
 pub mod python;
 pub mod record;
 pub mod unwind_table;
+pub mod usdt;

@@ -40,6 +40,11 @@ pub enum Action {
     TakeFromPool,
     /// No call: at an instruction of pymalloc a block has been put back into its pool.
     PutIntoPool,
+    /// No call: the allocator tells of a block that it has chosen as a sample ([`crate::usdt`]): its address, its
+    /// size, and for how many allocated bytes it stands.
+    TellSample,
+    /// No call: the allocator tells that such a block is given back.
+    TellSampleGone,
 }
 
 /// Where an allocating function puts the address.
@@ -165,12 +170,25 @@ functions! {
     PymallocPop "pymalloc pop" PyObject Action::TakeFromPool;
     PymallocFresh "pymalloc fresh pool" PyObject Action::TakeFromPool;
     PymallocPush "pymalloc push" PyObject Action::PutIntoPool;
+    OtelAlloc "otel_memory:alloc" Malloc Action::TellSample;
+    OtelFree "otel_memory:free" Malloc Action::TellSampleGone;
 }
 
 impl Function {
     /// The function with this number, if there is one.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
+    }
+
+    /// Whether an allocator tells by it of blocks that it has chosen itself, and of these alone.
+    pub const fn tells_samples(self) -> bool {
+        matches!(self, Self::OtelAlloc | Self::OtelFree)
+    }
+
+    /// Whether its probes stay in place, and count, also where others are there for a while only: it is reached
+    /// seldom.
+    pub fn stays(self) -> bool {
+        self.domain() == Domain::Mmap || self.tells_samples()
     }
 
     /// How the end of a call is seen.
@@ -183,6 +201,7 @@ impl Function {
         match self {
             Self::Free | Self::CxaThrow => Ending::Unseen,
             Self::PymallocPop | Self::PymallocFresh | Self::PymallocPush => Ending::Unseen,
+            Self::OtelAlloc | Self::OtelFree => Ending::Unseen,
             Self::OperatorNew => Ending::AtRet,
             _ => Ending::ReturnProbe,
         }
@@ -246,7 +265,7 @@ const BLOCK_BITS: u64 = (1 << 18) - 1;
 /// | 38 | the block stays where it is; the result is its new size |
 /// | 39 | argument 0 is the new program break, not by how much it moves |
 /// | 40 | the program break moves |
-/// | 41-58 | for a [`BlockPlace`]: register (4 bits), offset (12 bits), whether to read there, whether pools are large |
+/// | 41-58 | for a [`BlockPlace`]: register (4 bits), offset (12 bits), whether to read there, whether pools are large; for a USDT probe the number of its [`crate::usdt::Arguments`] (16 bits) |
 /// | 59 | argument 0 is a context, and all others come one later: the old memory is argument 1 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
@@ -282,7 +301,11 @@ impl Cookie {
             Action::ResizeInPlace => (1, None, 0b100_1000),
             Action::MoveBreak => (0, None, 0b1_0000_0010),
             Action::SetBreak => (0, None, 0b1_1000_0010),
-            Action::Throw | Action::TakeFromPool | Action::PutIntoPool => (NO_ARGUMENT, None, 0),
+            Action::Throw
+            | Action::TakeFromPool
+            | Action::PutIntoPool
+            | Action::TellSample
+            | Action::TellSampleGone => (NO_ARGUMENT, None, 0),
         };
         let count = match count {
             Some(count) => count as u64,
@@ -323,6 +346,16 @@ impl Cookie {
             is_read: bits >> 16 & 1 != 0,
             pools_are_large: bits >> 17 & 1 != 0,
         }
+    }
+
+    /// The same of a USDT probe whose [`crate::usdt::Arguments`] have this number.
+    pub const fn with_arguments(self, number: u16) -> Self {
+        Self(self.0 & !(BLOCK_BITS << 41) | ((number as u64) << 41))
+    }
+
+    /// The number of the [`crate::usdt::Arguments`].
+    pub const fn arguments(self) -> u16 {
+        (self.0 >> 41) as u16
     }
 
     /// The function's number.
@@ -437,6 +470,7 @@ mod tests {
                 Action::Remap => (Some(2), None),
                 Action::Release | Action::Unmap | Action::Throw => (None, None),
                 Action::TakeFromPool | Action::PutIntoPool => (None, None),
+                Action::TellSample | Action::TellSampleGone => (None, None),
                 Action::ResizeInPlace => (Some(1), None),
                 Action::MoveBreak | Action::SetBreak => (Some(0), None),
             };
@@ -456,7 +490,9 @@ mod tests {
             let is_in_pool = matches!(function.action(), Action::TakeFromPool | Action::PutIntoPool);
             assert_eq!(
                 cookie.has_end(),
-                !is_in_pool && !matches!(function, Function::Free | Function::CxaThrow)
+                !is_in_pool
+                    && !function.tells_samples()
+                    && !matches!(function, Function::Free | Function::CxaThrow)
             );
             assert_eq!(cookie.may_throw(), *function == Function::OperatorNew);
             assert_eq!(cookie.in_place(), *function == Function::Xallocx);
@@ -478,6 +514,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_cookie_tells_where_arguments_are() {
+        for number in [0, 1, 255, u16::MAX] {
+            let cookie = Cookie::new(Function::OtelAlloc, u16::MAX).with_arguments(number);
+            assert_eq!(cookie.arguments(), number);
+            assert_eq!((cookie.function(), cookie.target()), (Function::OtelAlloc as u8, u16::MAX));
+            assert!(!cookie.has_end() && !cookie.moves_break() && cookie.old_argument() == 0);
+        }
+    }
+
     #[test]
     fn a_context_moves_all_arguments_by_one() {
         let told = |function| {

@@ -4,7 +4,7 @@
 use crate::code::{CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, MAX_TABLE_BYTES, TextKind};
 use crate::event::{
     AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, Kind, MAX_FRAMES, NO_STACK, ReleaseRecord,
-    ReplaceBeginRecord, ReplaceEndRecord, WalkEnd, WindowRecord,
+    ReplaceBeginRecord, ReplaceEndRecord, SampledRecord, WalkEnd, WindowRecord,
 };
 
 /// A decoded record. Borrows the frames of a stack.
@@ -43,6 +43,8 @@ pub enum Record<'a> {
     Content(ContentRecord),
     /// A window, or a phase without any, begins.
     Window(WindowRecord),
+    /// A block was handed out that its allocator chose as a sample.
+    Sampled(SampledRecord),
 }
 
 /// A code object's record.
@@ -221,6 +223,13 @@ impl<'a> Record<'a> {
                 }
                 Self::Window(window)
             }
+            kind if kind == Kind::Sampled as u8 => Self::Sampled(SampledRecord {
+                header,
+                addr: cursor.word()?,
+                size_bytes: cursor.word()?,
+                stack: cursor.word()?,
+                weight_bytes: cursor.word()?,
+            }),
             kind => return Err(DecodeError::UnknownKind(kind)),
         })
     }
@@ -235,6 +244,7 @@ impl<'a> Record<'a> {
             Self::Doubt(record) => &record.header,
             Self::Content(record) => &record.header,
             Self::Window(record) => &record.header,
+            Self::Sampled(record) => &record.header,
             Self::Code(record) => &record.header.header,
             Self::Stack { header, .. } | Self::Exec(header) | Self::Fork(header) => header,
         }
@@ -320,13 +330,28 @@ mod tests {
             Ok(Record::Window(window))
         );
         assert_eq!(window.weight(), 2.5);
+        let sampled = SampledRecord {
+            header: header(Kind::Sampled),
+            addr: 6,
+            size_bytes: 100,
+            stack: 8,
+            weight_bytes: 1600,
+        };
+        assert_eq!(
+            Record::decode(&words(&[first_word(Kind::Sampled), 5, 6, 100, 8, 1600])),
+            Ok(Record::Sampled(sampled))
+        );
+        assert_eq!(sampled.weight(), 16.0);
+        // A block stands for itself at least, also where its size or its weight is none.
+        assert_eq!(SampledRecord { weight_bytes: 0, ..sampled }.weight(), 1.0);
+        assert_eq!(SampledRecord { size_bytes: 0, ..sampled }.weight(), 1600.0);
     }
 
     #[test]
     fn what_is_no_record_is_an_error() {
         assert_eq!(Record::decode(&[]), Err(DecodeError::Truncated));
         assert_eq!(Record::decode(&words(&[99, 0])), Err(DecodeError::UnknownKind(99)));
-        for kind in [Kind::Allocate, Kind::Release, Kind::ReplaceBegin, Kind::ReplaceEnd] {
+        for kind in [Kind::Allocate, Kind::Release, Kind::ReplaceBegin, Kind::ReplaceEnd, Kind::Sampled] {
             assert_eq!(Record::decode(&words(&[first_word(kind), 5])), Err(DecodeError::Truncated));
         }
         for weight in [f64::NAN, f64::INFINITY, -f64::INFINITY, 0.0, 0.999, -2.0] {
