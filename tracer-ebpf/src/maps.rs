@@ -10,6 +10,7 @@ use tracer_common::event::Stack;
 use tracer_common::lost;
 use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
+use tracer_common::usdt::{Arguments, MAX_DESCRIPTIONS};
 
 use crate::state::ThreadState;
 
@@ -86,6 +87,11 @@ pub static LOST_FREES: Array<u64> = Array::with_max_entries(lost::CELLS, BPF_F_M
 /// Whether calls count that are traced for a while only, written by user space.
 #[map]
 pub static GATE: Array<Gate> = Array::with_max_entries(1, 0);
+
+/// Where the arguments of USDT probes are, by the number in the cookie, written by user space before it places a
+/// probe with that number.
+#[map]
+pub static USDT_ARGUMENTS: Array<Arguments> = Array::with_max_entries(MAX_DESCRIPTIONS, 0);
 
 /// Hits of `count_hit`, by the cell in its cookie: by them user space measures the rate of calls.
 #[map]

@@ -11,9 +11,11 @@ mod measure;
 mod move_break;
 mod process;
 mod pymalloc;
+mod registers;
 mod release;
 mod replace;
 mod throw;
+mod usdt;
 
 use core::ptr::read_volatile;
 

@@ -13,6 +13,7 @@ use tracer_common::counter::Counter;
 use tracer_common::event::{Kind, ReleaseRecord};
 use tracer_common::probe::{BlockPlace, Cookie};
 
+use super::registers::{copy, pick};
 use super::{cookie, size_is_wanted};
 use crate::counters::count;
 use crate::emit::{emit, emit_allocation, header};
@@ -77,39 +78,10 @@ fn take(context: &ProbeContext) {
 #[inline(always)]
 fn block(regs: *const pt_regs, cookie: Cookie) -> Option<u64> {
     let BlockPlace { register: number, offset, is_read, .. } = cookie.block();
-    let sum = register(regs, number).wrapping_add(u64::from(offset));
+    let sum = pick(&copy(regs), number).wrapping_add(u64::from(offset));
     if !is_read {
         return Some(sum);
     }
     // SAFETY: a user read may fail; it touches no memory of ours.
     unsafe { bpf_probe_read_user(sum as *const u64) }.ok()
-}
-
-/// A register by its number in machine code. The context can be read at constant offsets only: all are copied,
-/// and one of the copies is read.
-#[inline(always)]
-fn register(regs: *const pt_regs, number: u8) -> u64 {
-    // SAFETY: the context is the one that the kernel passed. Volatile, as in `argument`.
-    let copies = unsafe {
-        [
-            read_volatile(&raw const (*regs).rax),
-            read_volatile(&raw const (*regs).rcx),
-            read_volatile(&raw const (*regs).rdx),
-            read_volatile(&raw const (*regs).rbx),
-            read_volatile(&raw const (*regs).rsp),
-            read_volatile(&raw const (*regs).rbp),
-            read_volatile(&raw const (*regs).rsi),
-            read_volatile(&raw const (*regs).rdi),
-            read_volatile(&raw const (*regs).r8),
-            read_volatile(&raw const (*regs).r9),
-            read_volatile(&raw const (*regs).r10),
-            read_volatile(&raw const (*regs).r11),
-            read_volatile(&raw const (*regs).r12),
-            read_volatile(&raw const (*regs).r13),
-            read_volatile(&raw const (*regs).r14),
-            read_volatile(&raw const (*regs).r15),
-        ]
-    };
-    // SAFETY: there are sixteen.
-    unsafe { read_volatile((&raw const copies).cast::<u64>().add(usize::from(number & 15))) }
 }
