@@ -10,7 +10,7 @@ pub use sampling::{Estimate, Sampling, SamplingFacts};
 use serde::{Deserialize, Serialize};
 use tracer_common::event::{
     AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, ReleaseRecord, ReplaceBeginRecord,
-    ReplaceEndRecord, WalkEnd, WindowRecord,
+    ReplaceEndRecord, SampledRecord, WalkEnd, WindowRecord,
 };
 
 /// What happened in the target, in the order in which it happened. Live tracing and a recording give the same.
@@ -38,6 +38,8 @@ pub enum Event {
     Content(ContentRecord),
     /// The allocations that follow were seen in a window, or in a phase in which everything is traced.
     Window(WindowRecord),
+    /// A block was handed out that its allocator chose as a sample.
+    Sampled(SampledRecord),
 }
 
 /// Frames as taken in the kernel.

@@ -44,6 +44,7 @@ fn event(record: Record<'_>) -> Event {
         Record::Doubt(record) => Event::Doubt(record),
         Record::Content(record) => Event::Content(record),
         Record::Window(record) => Event::Window(record),
+        Record::Sampled(record) => Event::Sampled(record),
     }
 }
 
@@ -65,6 +66,7 @@ impl Event {
             Self::Doubt(record) => &record.header,
             Self::Content(record) => &record.header,
             Self::Window(record) => &record.header,
+            Self::Sampled(record) => &record.header,
             Self::Exec(header) | Self::Fork(header) => header,
         }
     }

@@ -1,4 +1,6 @@
 //! For how many a block stands, in the two bytes that are left of its place in the books.
+//!
+//! What an allocator tells of its samples is often a whole number of allocations; those are kept as they are.
 
 /// Step of the logarithm: 0.1 %. Rounding to it is less than half of that off.
 const STEP: f64 = 0.001;
@@ -21,9 +23,14 @@ impl Weight {
         Self(((weight.ln() / STEP).round() as u16).max(1))
     }
 
-    /// The factor.
+    /// The factor. One that differs from a whole number by no more than is lost of it anyway is that.
     pub fn value(self) -> f64 {
-        if self.is_exact() { 1.0 } else { (f64::from(self.0) * STEP).exp() }
+        if self.is_exact() {
+            return 1.0;
+        }
+        let value = (f64::from(self.0) * STEP).exp();
+        let whole = value.round();
+        if whole > 1.0 && Self::of(whole) == self { whole } else { value }
     }
 
     /// Whether it is exactly 1.
@@ -40,10 +47,20 @@ mod tests {
     fn a_weight_is_kept_to_a_thousandth() {
         for weight in [1.001, 1.5, 2.0, 47.3, 1000.0, 123_456.7, 1e9, 1e28] {
             let kept = Weight::of(weight).value();
-            assert!((kept / weight - 1.0).abs() <= 0.000_51, "{weight}: {kept}");
+            assert!((kept / weight - 1.0).abs() <= 0.001_01, "{weight}: {kept}");
             assert!(!Weight::of(weight).is_exact());
             assert_eq!(Weight::of(kept), Weight::of(weight));
         }
+    }
+
+    #[test]
+    fn whole_numbers_are_kept_as_they_are() {
+        for whole in 1..=999 {
+            assert_eq!(Weight::of(f64::from(whole)).value(), f64::from(whole));
+        }
+        // As near as that is to them.
+        assert_ne!(Weight::of(1.001).value(), 1.0);
+        assert_ne!(Weight::of(16.02).value(), 16.0);
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //!
 //! In a sampled trace heap blocks are seen in windows, and each stands for as many as its weight says. Their frees
 //! are seen in windows too, or not at all: whoever keeps the books asks the allocator of each block. Mappings are
-//! always seen.
+//! always seen. Where an allocator samples its own allocations, it tells of those blocks and of their frees whatever
+//! window there is, and of no others.
 
 mod block;
 mod mapped;
@@ -132,6 +133,7 @@ impl Ledger {
             Event::Doubt(record) => self.doubt(record),
             Event::Content(record) => self.look_into(record),
             Event::Window(record) => self.enter_window(record),
+            Event::Sampled(record) => self.enter_sample(record),
             Event::Stack(_) | Event::Code(_) | Event::Exec(_) | Event::Fork(_) => {}
         }
     }
@@ -273,6 +275,11 @@ impl Ledger {
             }
             Block::new(size_bytes, time_ns, row, weight)
         });
+        self.put(addr, entered);
+    }
+
+    /// A block, or one that is not counted, has been handed out at `addr`.
+    fn put(&mut self, addr: u64, entered: Option<Block>) {
         let older = match entered {
             Some(block) => self.heap.insert(addr, block),
             None => self.heap.remove(&addr),

@@ -46,13 +46,17 @@ pub struct StackTotals {
     pub unsure_bytes: u64,
     /// Whether the bytes are those of the blocks that the allocator gave, not what was asked for.
     pub is_held: bool,
-    /// The same of blocks that were seen in windows, each as often as it stands for.
+    /// Whether the allocator chose these blocks as samples, and tells of their frees.
+    pub is_told: bool,
+    /// The same of blocks that were seen in windows, or are samples, each as often as it stands for.
     pub sampled: SampledTotals,
 }
 
 /// Sums of weights, and of bytes by weight, of blocks that stand for more than themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SampledTotals {
+    /// Allocations that were seen.
+    pub seen_count: u64,
     /// Allocations.
     pub alloc_count: f64,
     /// Their bytes.
@@ -82,7 +86,8 @@ impl SampledTotals {
 /// All rows of a target.
 #[derive(Debug, Default)]
 pub struct Rows {
-    index: HashMap<(u64, Domain), RowId>,
+    /// By stack, domain, and whether they are told.
+    index: HashMap<(u64, Domain, bool), RowId>,
     totals: Vec<StackTotals>,
 }
 
@@ -112,7 +117,17 @@ impl Rows {
 
     /// Enters an allocation and tells its row.
     pub fn allocated(&mut self, stack: u64, domain: Domain, size_bytes: u64, weight: Weight) -> RowId {
-        let row = *self.index.entry((stack, domain)).or_insert_with(|| {
+        self.enter((stack, domain, false), size_bytes, weight)
+    }
+
+    /// The same of a block that its allocator chose.
+    pub fn told(&mut self, stack: u64, domain: Domain, size_bytes: u64, weight: Weight) -> RowId {
+        self.enter((stack, domain, true), size_bytes, weight)
+    }
+
+    fn enter(&mut self, key: (u64, Domain, bool), size_bytes: u64, weight: Weight) -> RowId {
+        let (stack, domain, is_told) = key;
+        let row = *self.index.entry(key).or_insert_with(|| {
             self.totals.push(StackTotals {
                 stack,
                 domain,
@@ -123,6 +138,7 @@ impl Rows {
                 unsure_count: 0,
                 unsure_bytes: 0,
                 is_held: false,
+                is_told,
                 sampled: SampledTotals::default(),
             });
             // Rows are distinct stacks, of which the kernel side holds 65,536 at most per session.
@@ -133,6 +149,7 @@ impl Rows {
             totals.alloc_count += 1;
             totals.alloc_bytes += size_bytes;
         } else {
+            totals.sampled.seen_count += 1;
             totals.sampled.alloc_count += weight.value();
             totals.sampled.alloc_bytes += size_bytes as f64 * weight.value();
         }

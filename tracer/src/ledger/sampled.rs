@@ -1,10 +1,10 @@
 //! The books of a sampled trace: what of heap blocks is seen, and what is not.
 
-use tracer_common::event::WindowRecord;
+use tracer_common::event::{SampledRecord, WindowRecord};
 use tracer_common::probe::Domain;
 
 use super::block::Block;
-use super::{Ledger, Windows};
+use super::{Ledger, Windows, domain};
 use crate::estimate::Weight;
 
 /// An outstanding heap block whose free would not have been seen.
@@ -54,7 +54,7 @@ impl Ledger {
     }
 
     pub(super) fn would_see_free(&self, block: &Block) -> bool {
-        self.windows.would_see_free(block.weight, block.time_ns)
+        self.rows.get(block.row()).is_told || self.windows.would_see_free(block.weight, block.time_ns)
     }
 
     pub(super) fn enter_window(&mut self, record: &WindowRecord) {
@@ -63,6 +63,17 @@ impl Ledger {
         let left: Vec<u32> =
             self.calls.iter().filter(|(_, call)| !call.is_mapping).map(|(tid, _)| *tid).collect();
         left.into_iter().for_each(|tid| self.leave_call(tid));
+    }
+
+    /// A block that its allocator chose as a sample: it tells when that is freed.
+    pub(super) fn enter_sample(&mut self, record: &SampledRecord) {
+        let SampledRecord { header, addr, size_bytes, stack, .. } = *record;
+        let entered = self.limits.admit(size_bytes).then(|| {
+            let weight = Weight::of(record.weight());
+            let row = self.rows.told(stack, domain(header.function), size_bytes, weight);
+            Block::new(size_bytes, header.time_ns, row, weight)
+        });
+        self.put(addr, entered);
     }
 
     /// In windows, most frees are of blocks that were allocated between them: that says nothing.

@@ -13,6 +13,7 @@ use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink,
 use thiserror::Error;
 use tracer_common::config::COUNTERS_OF_HITS;
 use tracer_common::probe::{Action, Cookie, Function};
+use tracer_common::usdt::Arguments;
 
 use super::holder::{Holders, let_go};
 use super::hooks::{Hook, Purpose};
@@ -60,7 +61,12 @@ fn arguments_read(function: Function) -> u8 {
         }
         Action::Release | Action::MoveBreak | Action::SetBreak => 1,
         Action::ResizeInPlace => 2,
-        Action::Throw | Action::TakeFromPool | Action::PutIntoPool => 0,
+        // Of the last two a note tells where the arguments are.
+        Action::Throw
+        | Action::TakeFromPool
+        | Action::PutIntoPool
+        | Action::TellSample
+        | Action::TellSampleGone => 0,
         Action::Unmap => 2,
         Action::Remap => 3,
         // The flags tell anonymous mappings from others.
@@ -73,8 +79,8 @@ fn arguments_read(function: Function) -> u8 {
 pub struct Links {
     links: Vec<Link>,
     placed: BTreeSet<FileOffset>,
-    /// Offsets probed by links of many probes, by the path that leads to the file.
-    many: BTreeMap<String, Vec<u64>>,
+    /// Offsets probed by links of many probes, with those of their semaphores, by the path that leads to the file.
+    many: BTreeMap<String, Vec<(u64, u64)>>,
 }
 
 /// What holds probes in place. Only ever dropped.
@@ -131,7 +137,8 @@ impl Links {
     ) -> Result<Vec<Skipped>, AttachError> {
         let tgid = NonZeroU32::new(attachee.tgid).ok_or(AttachError::Gone(attachee.tgid))?;
         let has_sessions = kernel.multi().is_some_and(|multi| multi.has_sessions());
-        let groups = group(&mut self.placed, attachee, sites, has_sessions, file_of);
+        let number_of = |arguments: &_| kernel.put_arguments(arguments);
+        let groups = group(&mut self.placed, attachee, sites, has_sessions, file_of, number_of);
         if let Some(multi) = kernel.multi() {
             multi.load_all(groups.keys().map(|(hook, _)| (hook.program(), hook.kind())));
         }
@@ -157,7 +164,7 @@ impl Links {
             return true;
         }
         let (path, cookie) = (path_of(file), Cookie::of_target(attachee.index));
-        let sites = Sites { offsets: vec![offset], cookies: vec![cookie.0] };
+        let sites = Sites { offsets: vec![offset], cookies: vec![cookie.0], semaphores: Vec::new() };
         let linked = self.link_many(kernel, Hook::CodeGone, &path, sites, tgid).or_else(|error| {
             log::debug!("count code objects that go: {error}");
             self.link_one(kernel, Hook::CodeGone, &path, offset, cookie, tgid)
@@ -200,11 +207,7 @@ impl Links {
         tgid: NonZeroU32,
     ) -> bool {
         let Some(first) = probes.first() else { return false };
-        let sites = Sites {
-            offsets: probes.iter().map(|probe| probe.offset).collect(),
-            cookies: probes.iter().map(|probe| probe.cookie.0).collect(),
-        };
-        let linked = self.link_many(kernel, hook, &first.file, sites, tgid);
+        let linked = self.link_many(kernel, hook, &first.file, sites_of(probes.iter()), tgid);
         let failed = linked.as_ref().err().filter(|error| error.kind() != io::ErrorKind::Unsupported);
         if let Some(error) = failed {
             log::info!("{} in {}: one link per probe: {error}", hook.program(), first.path);
@@ -224,7 +227,8 @@ impl Links {
         let multi = kernel.multi().ok_or(io::ErrorKind::Unsupported)?;
         let fd = multi.link(hook.program(), hook.kind(), &CString::new(path)?, &sites, tgid.get())?;
         self.links.push(Link::Many(fd));
-        self.many.entry(path.to_owned()).or_default().extend(sites.offsets);
+        let semaphores = sites.semaphores.into_iter().chain(std::iter::repeat(0));
+        self.many.entry(path.to_owned()).or_default().extend(sites.offsets.into_iter().zip(semaphores));
         Ok(())
     }
 
@@ -261,6 +265,12 @@ impl Links {
             if skipped.iter().any(|skipped| skipped.function == probe.site.function) {
                 continue;
             }
+            if probe.semaphore_offset != 0 {
+                let reason =
+                    "it is switched on by a semaphore, which links of one probe do not raise".to_owned();
+                skipped.push(Skipped { function: probe.site.function, reason });
+                continue;
+            }
             match self.link_one(kernel, hook, &probe.file, probe.offset, probe.cookie, tgid) {
                 Ok(()) => {}
                 Err(LinkError::Kernel(error)) => return Err(error.into()),
@@ -276,9 +286,10 @@ impl Links {
     /// lives. With links of one probe each it does so at the first trap by itself.
     pub fn broom(&self, kernel: &mut Kernel, tgid: u32) -> Broom {
         let Some(multi) = kernel.multi() else { return Broom(Vec::new()) };
-        let links = self.many.iter().filter_map(|(file, offsets)| {
+        let links = self.many.iter().filter_map(|(file, placed)| {
             let path = CString::new(file.as_str()).ok()?;
-            let sites = Sites { offsets: offsets.clone(), cookies: vec![0; offsets.len()] };
+            let (offsets, semaphores) = placed.iter().copied().unzip();
+            let sites = Sites { offsets, cookies: vec![0; placed.len()], semaphores };
             let hook = Hook::EmptyEnter;
             let link = multi.link(hook.program(), hook.kind(), &path, &sites, tgid);
             link.inspect_err(|error| log::debug!("sweep {file}: {error}")).ok()
@@ -314,13 +325,15 @@ impl Drop for Links {
     }
 }
 
-/// The probes on `sites` that are not in `placed` yet, by program and file. From now on they are.
+/// The probes on `sites` that are not in `placed` yet, by program and file. From now on they are. `number_of` puts
+/// arguments of USDT probes where the kernel side finds them; one for which there is no room is not probed.
 pub(super) fn group<'a, 'b>(
     placed: &mut BTreeSet<FileOffset>,
     attachee: Attachee,
     sites: &'b [ProbeSite],
     has_sessions: bool,
     file_of: impl Fn(u32) -> Option<(&'a File, &'a str)>,
+    mut number_of: impl FnMut(&Arguments) -> Option<u16>,
 ) -> BTreeMap<(Hook, u32), Vec<Probe<'b>>>
 where
     'a: 'b,
@@ -340,16 +353,16 @@ where
             _ => Cookie::new(site.function, attachee.index),
         };
         let cookie = if site.takes_context { cookie.with_context() } else { cookie };
-        let probe = match site.block {
-            None => {
-                let offset = site.file_offset + u64::from(placement(site).offset);
-                Probe { site, path, file: path_of(file), offset, cookie }
-            }
-            Some(block) => {
-                let cookie = cookie.with_block(block);
-                Probe { site, path, file: path_of(file), offset: site.file_offset, cookie }
-            }
+        let (offset, cookie) = match (site.block, &site.usdt) {
+            (Some(block), _) => (site.file_offset, cookie.with_block(block)),
+            (None, Some(usdt)) => match number_of(&usdt.arguments) {
+                Some(number) => (site.file_offset, cookie.with_arguments(number)),
+                None => continue,
+            },
+            (None, None) => (site.file_offset + u64::from(placement(site).offset), cookie),
         };
+        let semaphore_offset = site.usdt.and_then(|usdt| usdt.semaphore_offset).unwrap_or(0);
+        let probe = Probe { site, path, file: path_of(file), offset, cookie, semaphore_offset };
         for hook in Hook::of(site.function, attachee.purpose, has_sessions) {
             let group = groups.entry((hook, site.module)).or_default();
             if hook.at_rets() {
@@ -372,13 +385,30 @@ pub(super) struct Probe<'a> {
     pub(super) file: String,
     pub(super) offset: u64,
     pub(super) cookie: Cookie,
+    semaphore_offset: u64,
+}
+
+/// Where these are, which are of one file.
+pub(super) fn sites_of<'a, 'b: 'a>(probes: impl Iterator<Item = &'a Probe<'b>>) -> Sites {
+    let mut sites = Sites::default();
+    for probe in probes {
+        sites.offsets.push(probe.offset);
+        sites.cookies.push(probe.cookie.0);
+        sites.semaphores.push(probe.semaphore_offset);
+    }
+    if sites.semaphores.iter().all(|offset| *offset == 0) {
+        sites.semaphores.clear();
+    }
+    sites
 }
 
 impl Probe<'_> {
     /// An allocation that cannot be probed is merely not traced; a free would turn into a false row.
     fn skip_or_fail(&self, error: ProgramError) -> Result<Skipped, AttachError> {
-        if matches!(self.site.function.action(), Action::Allocate { .. } | Action::Map | Action::TakeFromPool)
-        {
+        if matches!(
+            self.site.function.action(),
+            Action::Allocate { .. } | Action::Map | Action::TakeFromPool | Action::TellSample
+        ) {
             let reason = format!("{:#}", anyhow::Error::from(error));
             return Ok(Skipped { function: self.site.function, reason });
         }

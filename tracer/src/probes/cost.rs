@@ -111,6 +111,7 @@ pub fn trap(kernel: &mut Kernel) -> io::Result<Duration> {
     let without = quickest();
     let multi = kernel.multi().ok_or(io::ErrorKind::Unsupported)?;
     let sites = Sites {
+        semaphores: Vec::new(),
         offsets: vec![own_offset(memtrace_trial as *const () as u64)?],
         cookies: vec![Cookie::of_target(0).0],
     };

@@ -56,12 +56,16 @@ pub enum Hook {
     Replace,
     /// Tells blocks that are put back into pymalloc's pools.
     PoolPut,
+    /// Tells samples of an allocator that are given back.
+    UsdtFree,
     /// Begins calls that return a block.
     AllocateEnter,
     /// Begins and ends them.
     Allocate,
     /// Tells blocks that are taken from pymalloc's pools.
     PoolTake,
+    /// Tells samples of an allocator.
+    UsdtAlloc,
     /// Does nothing at a return.
     EmptyExit,
     /// Does nothing at an entry.
@@ -101,6 +105,8 @@ impl Hook {
             Self::GetStackEnter => "get_stack_enter",
             Self::PoolPut => "pool_put",
             Self::PoolTake => "pool_take",
+            Self::UsdtFree => "usdt_free",
+            Self::UsdtAlloc => "usdt_alloc",
             Self::Count => "count_hit",
             Self::CodeGone => "code_gone",
         }
@@ -134,7 +140,11 @@ impl Hook {
     /// The hooks of a function.
     pub fn of(function: Function, purpose: Purpose, has_sessions: bool) -> Vec<Self> {
         let (session, enter, leave) = match purpose {
-            Purpose::Count | Purpose::CountTogether if function == Function::CxaThrow => return Vec::new(),
+            Purpose::Count | Purpose::CountTogether
+                if function == Function::CxaThrow || function.tells_samples() =>
+            {
+                return Vec::new();
+            }
             Purpose::Count | Purpose::CountTogether => return vec![Self::Count],
             Purpose::Measure(Part::Traps) => (Self::Empty, Self::EmptyEnter, Self::EmptyLeave),
             Purpose::Measure(part) => return vec![Self::of_part(function, part)],
@@ -146,6 +156,8 @@ impl Hook {
                 Action::Throw => (Self::Throw, Self::Throw, Self::Throw),
                 Action::TakeFromPool => (Self::PoolTake, Self::PoolTake, Self::PoolTake),
                 Action::PutIntoPool => (Self::PoolPut, Self::PoolPut, Self::PoolPut),
+                Action::TellSample => (Self::UsdtAlloc, Self::UsdtAlloc, Self::UsdtAlloc),
+                Action::TellSampleGone => (Self::UsdtFree, Self::UsdtFree, Self::UsdtFree),
                 Action::Resize { .. } | Action::ResizeInPlace | Action::Unmap | Action::Remap => {
                     (Self::Replace, Self::ReplaceEnter, Self::AllocateLeave)
                 }
@@ -198,6 +210,9 @@ mod tests {
         assert_eq!(of(Function::OperatorNew), [Hook::AllocateLeave, Hook::AllocateEnter]);
         assert_eq!(of(Function::Free), [Hook::ReleaseEnter]);
         assert_eq!(of(Function::CxaThrow), [Hook::Throw]);
+        assert_eq!(of(Function::OtelAlloc), [Hook::UsdtAlloc]);
+        assert!(Hook::UsdtFree < Hook::UsdtAlloc);
+        assert!(Hook::of(Function::OtelAlloc, Purpose::Count, true).is_empty());
         assert!(Hook::AllocateExit < Hook::ReleaseEnter && Hook::AllocateLeave < Hook::ReleaseEnter);
         assert!(Hook::Release < Hook::AllocateEnter && Hook::Replace < Hook::Allocate);
         assert_eq!(Hook::of(Function::Sbrk, Purpose::Trace, true), [Hook::Allocate]);

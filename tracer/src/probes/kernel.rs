@@ -13,6 +13,7 @@ use tracer_common::event::{Stack, stack_is_of_earlier_image};
 use tracer_common::native::MAX_MAPPINGS;
 use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
+use tracer_common::usdt::{Arguments, MAX_DESCRIPTIONS};
 
 use super::lost::LostFrees;
 use super::multi::{self, MultiPrograms};
@@ -105,6 +106,14 @@ struct GateBytes(Gate);
 // SAFETY: two u64 fields, no padding, every bit pattern is valid.
 unsafe impl Pod for GateBytes {}
 
+/// Where the arguments of a USDT probe are, as plain bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct ArgumentsBytes(Arguments);
+
+// SAFETY: three times a u64 and eight u8, no padding, every bit pattern is valid.
+unsafe impl Pod for ArgumentsBytes {}
+
 /// The program by which a kernel's links are tried: a small one, of which a session can be made.
 const TRIAL: &str = "empty_enter";
 
@@ -121,6 +130,9 @@ pub struct Kernel {
     counters: Array<MapData, u64>,
     hits: Array<MapData, u64>,
     gate: Array<MapData, GateBytes>,
+    usdt_arguments: Array<MapData, ArgumentsBytes>,
+    /// Those that are in the map, by their numbers.
+    arguments: Vec<Arguments>,
     stacks: HashMap<MapData, u64, StackBytes>,
     tables: MapData,
     mappings: MapData,
@@ -158,6 +170,7 @@ impl Kernel {
         let counters = array(&mut ebpf, "COUNTERS")?;
         let hits = array(&mut ebpf, "HITS")?;
         let gate = array(&mut ebpf, "GATE")?;
+        let usdt_arguments = array(&mut ebpf, "USDT_ARGUMENTS")?;
         let stacks = hash_map(&mut ebpf, "STACKS")?;
         let tables = array_of_maps(&mut ebpf, "TABLES")?;
         let mappings = array_of_maps(&mut ebpf, "MAPPINGS")?;
@@ -172,6 +185,8 @@ impl Kernel {
             counters,
             hits,
             gate,
+            usdt_arguments,
+            arguments: Vec::new(),
             stacks,
             tables,
             mappings,
@@ -232,6 +247,20 @@ impl Kernel {
     /// When the map cannot be written.
     pub fn set_gate(&mut self, gate: Gate) -> Result<(), KernelError> {
         self.gate.set(0, GateBytes(gate), 0).map_err(|source| KernelError::Map { name: "GATE", source })
+    }
+
+    /// Says where the arguments of a USDT probe are, and gives the number by which its cookie names them; `None` where
+    /// there is no room.
+    pub fn put_arguments(&mut self, arguments: &Arguments) -> Option<u16> {
+        let known = self.arguments.iter().position(|known| known == arguments);
+        let number = known.unwrap_or(self.arguments.len());
+        if known.is_none() {
+            let index = u32::try_from(number).ok().filter(|index| *index < MAX_DESCRIPTIONS)?;
+            let put = self.usdt_arguments.set(index, ArgumentsBytes(*arguments), 0);
+            put.inspect_err(|error| log::info!("arguments of a USDT probe: {error}")).ok()?;
+            self.arguments.push(*arguments);
+        }
+        u16::try_from(number).ok()
     }
 
     /// A program for links of one probe, loaded when it is first asked for.
@@ -362,8 +391,7 @@ impl Kernel {
 
 /// A kernel without links of many probes, or one that refuses them, is served by links of one.
 fn load_multi(ebpf: &Ebpf) -> Option<MultiPrograms> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    if crate::preflight::kernel_version(&release).is_none_or(|version| version < multi::OLDEST_KERNEL) {
+    if !multi::is_supported() {
         return None;
     }
     MultiPrograms::new(OBJECT, TRIAL, ebpf.maps())

@@ -34,6 +34,12 @@ const BPF_LOG_STATS: u32 = 4;
 /// 46ba0e49b642 ("bpf: fix multi-uprobe PID filtering logic") it matched a single thread.
 pub const OLDEST_KERNEL: (u32, u32) = (6, 10);
 
+/// Whether the running kernel has such links.
+pub fn is_supported() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    crate::preflight::kernel_version(&release).is_some_and(|version| version >= OLDEST_KERNEL)
+}
+
 /// Why the programs could not be loaded for links of many probes.
 #[derive(Debug, Error)]
 pub enum MultiError {
@@ -150,6 +156,9 @@ pub struct Sites {
     pub offsets: Vec<u64>,
     /// Cookies, one per offset.
     pub cookies: Vec<u64>,
+    /// Offsets in the file of counters that the kernel raises as long as a probe is in place, one per probe, 0 where
+    /// it has none; empty where none has one. All links at an offset must agree on it.
+    pub semaphores: Vec<u64>,
 }
 
 impl MultiPrograms {
@@ -206,13 +215,18 @@ impl MultiPrograms {
             path: path.as_ptr() as u64,
             offsets: sites.offsets.as_ptr() as u64,
             cookies: sites.cookies.as_ptr() as u64,
+            ref_ctr_offsets: if sites.semaphores.len() == sites.offsets.len() {
+                sites.semaphores.as_ptr() as u64
+            } else {
+                0
+            },
             // A process has a few hundred sites at most.
             cnt: sites.offsets.len().min(sites.cookies.len()) as u32,
             multi_flags: if kind == LinkKind::Return { BPF_F_UPROBE_MULTI_RETURN } else { 0 },
             pid: tgid,
             ..LinkAttr::default()
         };
-        // SAFETY: the attribute names a string and two arrays of `cnt` elements, which outlive the call.
+        // SAFETY: the attribute names a string and arrays of `cnt` elements, which outlive the call.
         unsafe { bpf::open(bpf::BPF_LINK_CREATE, &mut attr) }
     }
 

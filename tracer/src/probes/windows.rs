@@ -8,9 +8,9 @@ use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
-use tracer_common::probe::{Action, Domain};
+use tracer_common::probe::Action;
 
-use super::attach::{Attachee, group};
+use super::attach::{Attachee, group, sites_of};
 use super::holder::Holders;
 use super::hooks::Hook;
 use super::kernel::Kernel;
@@ -46,11 +46,12 @@ pub struct InPlace {
 /// swing still meets the others.
 const HEAD_START: Duration = Duration::from_millis(10);
 
-/// Whether a probe on `site` comes and goes. What maps memory is always traced; of frees nobody needs to be told
+/// Whether a probe on `site` comes and goes. What maps memory is always traced, and so are samples that an allocator
+/// takes itself; of frees nobody needs to be told
 /// where the allocator can be asked instead, which is `with_frees` otherwise.
 pub fn comes_and_goes(site: &ProbeSite, with_frees: bool) -> bool {
     let gives_back = matches!(site.function.action(), Action::Release | Action::PutIntoPool);
-    site.function.domain() != Domain::Mmap && (with_frees || !gives_back)
+    !site.function.stays() && (with_frees || !gives_back)
 }
 
 impl Comings {
@@ -63,8 +64,12 @@ impl Comings {
         file_of: impl Fn(u32) -> Option<(&'a File, &'a str)>,
         is_hot: impl Fn(u32, u64) -> bool,
     ) -> Self {
+        let Some(has_sessions) = kernel.multi().map(|multi| multi.has_sessions()) else {
+            return Self::default();
+        };
+        let number_of = |arguments: &_| kernel.put_arguments(arguments);
+        let groups = group(&mut BTreeSet::new(), attachee, sites, has_sessions, file_of, number_of);
         let Some(multi) = kernel.multi() else { return Self::default() };
-        let groups = group(&mut BTreeSet::new(), attachee, sites, multi.has_sessions(), file_of);
         multi.load_all(groups.keys().map(|(hook, _)| (hook.program(), hook.kind())));
         let mut links = Vec::new();
         for ((hook, module), probes) in groups {
@@ -73,10 +78,7 @@ impl Comings {
             let (hot, rest): (Vec<_>, Vec<_>) =
                 probes.iter().partition(|probe| is_hot(module, probe.site.file_offset));
             for (probes, is_hot) in [(rest, false), (hot, true)] {
-                let sites = Sites {
-                    offsets: probes.iter().map(|probe| probe.offset).collect(),
-                    cookies: probes.iter().map(|probe| probe.cookie.0).collect(),
-                };
+                let sites = sites_of(probes.iter().copied());
                 if !probes.is_empty() {
                     links.push(Prepared { hook, path: path.clone(), sites, is_hot });
                 }

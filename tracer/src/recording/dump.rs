@@ -119,6 +119,7 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
         Record::Doubt(_) => "doubt",
         Record::Content(_) => "content",
         Record::Window(_) => "window",
+        Record::Sampled(_) => "sampled",
     };
     write!(out, "  {time} {name} target={target} tid={tid}")?;
     match Function::from_number(function) {
@@ -154,6 +155,11 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
                 write!(out, " closed={}", since_start(recording, record.closed_ns))?;
             }
         }
+        Record::Sampled(record) => write!(
+            out,
+            " addr={:#x} size={} stack={:#x} weight={}",
+            record.addr, record.size_bytes, record.stack, record.weight_bytes
+        )?,
         Record::Code(code) => {
             write!(out, " addr={:#x} check={:#x}", code.header.code_addr, code.header.check)?;
             write_code(&PythonCode::new(&RawCode::from(*code)), out)?;

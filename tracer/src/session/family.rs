@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::live::Live;
 use crate::exit::Failure;
-use crate::target::{InlinedPolicy, Process, Target, TargetError};
+use crate::target::{Policy, Process, Target, TargetError};
 
 /// Children that a target forks run with its traps for so long at most. A target that forks all the time is
 /// not swept all the time.
@@ -20,7 +20,7 @@ impl Live<'_> {
 
     /// Places probes in process `tgid`, which `parent` has just forked and which stands still. A process that
     /// cannot be traced is told of; the trace goes on.
-    pub fn add_forked(&mut self, parent: u32, tgid: u32, policy: InlinedPolicy) {
+    pub fn add_forked(&mut self, parent: u32, tgid: u32, policy: Policy) {
         let added = Process::open(tgid)
             .and_then(|process| match self.place(parent) {
                 Some(parent) => self.traced[parent].target.forked(process),
@@ -36,7 +36,7 @@ impl Live<'_> {
     ///
     /// # Errors
     /// When it is the first target, and cannot be traced.
-    pub fn look_at_stopped(&mut self, tgid: u32, policy: InlinedPolicy) -> Result<(), Failure> {
+    pub fn look_at_stopped(&mut self, tgid: u32, policy: Policy) -> Result<(), Failure> {
         // An exec is among the records; it is dealt with here, while the process stands still.
         self.take_records();
         if let Some(index) = self.place(tgid) {

@@ -386,6 +386,7 @@ impl<'a> Live<'a> {
         let target = event.header().target;
         let addrs = match &event {
             Event::Allocate(record) => [record.addr, 0],
+            Event::Sampled(record) => [record.addr, 0],
             Event::Release(record) => [record.addr, 0],
             Event::ReplaceBegin(record) => [record.addr, 0],
             Event::ReplaceEnd(record) => [record.addr, record.released_addr],

@@ -31,8 +31,9 @@ use crate::cli::plan::{Subject, TracePlan};
 use crate::exit::{Code, Failure};
 use crate::launch::{Ended, LaunchError, LaunchEvent, Launched, StopReason, follow, launch};
 use crate::preflight;
+use crate::probes::multi;
 use crate::redirect::{RedirectError, Redirection};
-use crate::target::{InlinedPolicy, Process, Target};
+use crate::target::{InlinedPolicy, Policy, Process, SamplesPolicy, Target};
 use live::Live;
 use stop::Stop;
 use traced::Shared;
@@ -58,6 +59,14 @@ fn ready() -> Result<(), Failure> {
         Some(check) => Err(Failure::not_ready(format!("{}: {}", check.name, check.found), check.hint)),
         None => Ok(()),
     }
+}
+
+/// What is probed. Samples of allocators are made use of where a budget is to be kept, and where the kernel raises
+/// their semaphores, which links of one probe here do not.
+fn policy(plan: &TracePlan) -> Policy {
+    let uses = plan.max_overhead_pct.is_some() && !plan.single_links && multi::is_supported();
+    let samples = if uses { SamplesPolicy::Use } else { SamplesPolicy::Ignore };
+    Policy { inlined: inlined_policy(plan), samples }
 }
 
 /// Asking for the domains by name means to have what their probes see, be it part of the calls only.
@@ -100,13 +109,13 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     let mut family = if plan.children { Some(follow(&tgids).map_err(follow_failure)?) } else { None };
     let mut targets = Vec::new();
     for process in processes {
-        targets.push(Target::discover(process, inlined_policy(plan))?);
+        targets.push(Target::discover(process, policy(plan))?);
     }
     if let Some(family) = &mut family {
         let refused = std::mem::take(&mut family.refused).into_iter();
         notes.extend(refused.map(|error| format!("{:#}", anyhow::Error::from(error))));
         for tgid in family.tgids.iter().filter(|tgid| !tgids.contains(tgid)) {
-            match Process::open(*tgid).and_then(|process| Target::observe(process, inlined_policy(plan))) {
+            match Process::open(*tgid).and_then(|process| Target::observe(process, policy(plan))) {
                 Ok(target) => targets.push(target),
                 Err(error) => notes.push(format!("process {tgid} is not traced: {error}")),
             }
@@ -246,7 +255,7 @@ impl Run {
             };
             match event {
                 Some(LaunchEvent::Stopped { tgid, at, resume }) => {
-                    live.look_at_stopped(tgid, inlined_policy(plan))?;
+                    live.look_at_stopped(tgid, policy(plan))?;
                     if at == StopReason::Started && !self.has_begun {
                         live.begin()?;
                         stop.after(plan.duration);
@@ -257,7 +266,7 @@ impl Run {
                 Some(LaunchEvent::Forked { parent, tgid, shares_memory, resume }) => {
                     // One that shares its parent's memory is traced from its exec on.
                     if !shares_memory {
-                        live.add_forked(parent, tgid, inlined_policy(plan));
+                        live.add_forked(parent, tgid, policy(plan));
                     }
                     drop(resume);
                 }

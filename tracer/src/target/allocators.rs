@@ -7,6 +7,7 @@ use super::elf::SymbolKind;
 use super::inspect::{FoundFunction, Inspected, SeenBy};
 use super::names::is_operator;
 use super::pymalloc::{Event, Pymalloc};
+use super::usdt::{Samples, Usdt};
 
 /// What to do with the functions of CPython whose copies are inlined into their callers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +21,31 @@ pub enum InlinedPolicy {
     /// Probe the functions that CPython's tables point to, in its own text: the user wants the tables to be written
     /// to, so that every call passes these. Where that cannot be, as [`InlinedPolicy::LeaveOut`].
     Redirect,
+}
+
+/// What to do where an allocator tells of samples that it takes itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SamplesPolicy {
+    /// Have it tell, and leave its functions alone: they are called far more often.
+    #[default]
+    Use,
+    /// Probe its functions: the user wants every call.
+    Ignore,
+}
+
+/// How functions are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// CPython's, where they are inlined.
+    pub inlined: InlinedPolicy,
+    /// Those of allocators that sample.
+    pub samples: SamplesPolicy,
+}
+
+impl From<InlinedPolicy> for Policy {
+    fn from(inlined: InlinedPolicy) -> Self {
+        Self { inlined, ..Self::default() }
+    }
 }
 
 /// A place to probe.
@@ -48,6 +74,8 @@ pub struct ProbeSite {
     pub block: Option<BlockPlace>,
     /// Whether a context comes before the arguments that the function is known by.
     pub takes_context: bool,
+    /// For a USDT probe, what its note says.
+    pub usdt: Option<Usdt>,
 }
 
 /// A module that the target maps now, in the order of the addresses.
@@ -67,12 +95,13 @@ pub(super) struct Chosen {
     pub missing: Vec<(Function, String)>,
 }
 
-pub(super) fn choose(
-    candidates: &[Candidate<'_>],
-    cpython: Option<&CPython>,
-    policy: InlinedPolicy,
-) -> Chosen {
+pub(super) fn choose(candidates: &[Candidate<'_>], cpython: Option<&CPython>, policy: Policy) -> Chosen {
+    let Policy { inlined: policy, samples } = policy;
     let mut chosen = Chosen { libc: libc_name(candidates), ..Chosen::default() };
+    let sampling = match samples {
+        SamplesPolicy::Use => Sampling::of(candidates),
+        SamplesPolicy::Ignore => Sampling::default(),
+    };
     for candidate in candidates {
         chosen.name_allocators(candidate);
     }
@@ -82,11 +111,12 @@ pub(super) fn choose(
         }
         match unseen(function, cpython, policy) {
             Some(reason) => chosen.missing.push((function, reason)),
-            None => chosen.add(function, candidates, cpython),
+            None => chosen.add(function, candidates, cpython, &sampling),
         }
     }
     for candidate in candidates {
         chosen.add_jumps(candidate);
+        chosen.add_samples(candidate, samples);
     }
     match cpython {
         Some(CPython { module, redirect: Ok(tables), .. }) if policy == InlinedPolicy::Redirect => {
@@ -104,6 +134,37 @@ fn is_seen_otherwise(function: Function, cpython: &CPython, policy: InlinedPolic
     let is_of_pool = matches!(function.action(), Action::TakeFromPool | Action::PutIntoPool);
     let has_sites = matches!(cpython.pymalloc, Pymalloc::Sites(_)) || cpython.is_redirected(policy);
     is_of_pool || has_sites && !matches!(function, Function::PyMemRawMalloc | Function::PyMemRawCalloc)
+}
+
+/// The files whose allocators tell of samples, which stand for all of their calls.
+#[derive(Debug, Default)]
+struct Sampling {
+    modules: Vec<u32>,
+    /// One of them hands on what it is asked for: every call of another allocator may be one of its own.
+    wraps: bool,
+}
+
+impl Sampling {
+    fn of(candidates: &[Candidate<'_>]) -> Self {
+        let mut sampling = Self::default();
+        for candidate in candidates {
+            if let Some(Ok(Samples { wraps, .. })) = &candidate.inspected.samples {
+                sampling.modules.push(candidate.module);
+                sampling.wraps |= wraps;
+            }
+        }
+        sampling
+    }
+
+    /// Whether the calls of `function` in `module` are told by samples. CPython's raw blocks come from malloc, and
+    /// some are given back to it directly: where not every `free` is told, their own functions must not be either.
+    fn tells(&self, function: Function, module: u32) -> bool {
+        match function.domain() {
+            Domain::Malloc => self.wraps || self.modules.contains(&module),
+            Domain::PyRaw => !self.modules.is_empty(),
+            _ => false,
+        }
+    }
 }
 
 impl Chosen {
@@ -135,13 +196,23 @@ impl Chosen {
     }
 
     /// Adds every site of `function`, or the reason why there is none.
-    fn add(&mut self, function: Function, candidates: &[Candidate<'_>], cpython: Option<&CPython>) {
+    fn add(
+        &mut self,
+        function: Function,
+        candidates: &[Candidate<'_>],
+        cpython: Option<&CPython>,
+        sampling: &Sampling,
+    ) {
         let mut is_seen = false;
         let mut reasons = Vec::new();
         let has_new = self.sites.iter().any(|site| site.function == Function::OperatorNew);
         for candidate in candidates.iter().filter(|c| counts(function, c, cpython, has_new)) {
             let inspected = candidate.inspected;
             for found in inspected.functions.iter().filter(|found| found.function == function) {
+                if sampling.tells(function, candidate.module) {
+                    is_seen = true;
+                    continue;
+                }
                 if found.seen_by.is_some() {
                     is_seen = true;
                     continue;
@@ -198,8 +269,34 @@ impl Chosen {
                 ret_offsets: Vec::new(),
                 block: Some(site.block),
                 takes_context: false,
+                usdt: None,
             }
         }));
+    }
+
+    fn add_samples(&mut self, candidate: &Candidate<'_>, policy: SamplesPolicy) {
+        match &candidate.inspected.samples {
+            Some(Err(error)) => {
+                self.missing.push((Function::OtelAlloc, format!("{error}, in {}", candidate.path)))
+            }
+            Some(Ok(samples)) if policy == SamplesPolicy::Use => {
+                self.sites.extend(samples.places.iter().map(|place| ProbeSite {
+                    function: place.function,
+                    module: candidate.module,
+                    symbol: place.function.symbol().to_owned(),
+                    vaddr: place.vaddr,
+                    file_offset: place.file_offset,
+                    size: 0,
+                    also: Vec::new(),
+                    code: Vec::new(),
+                    ret_offsets: Vec::new(),
+                    block: None,
+                    takes_context: false,
+                    usdt: Some(place.usdt),
+                }));
+            }
+            _ => {}
+        }
     }
 
     fn add_site(&mut self, module: u32, found: &FoundFunction) -> Result<(), String> {
@@ -237,6 +334,7 @@ impl Chosen {
             ret_offsets,
             block: None,
             takes_context: false,
+            usdt: None,
         });
         Ok(())
     }
@@ -335,6 +433,7 @@ mod tests {
             break_vaddr: None,
             cpython: None,
             thread_storage: None,
+            samples: None,
         }
     }
 
@@ -344,7 +443,7 @@ mod tests {
             .enumerate()
             .map(|(number, inspected)| Candidate { module: number as u32, path: "/x", inspected })
             .collect();
-        choose(&candidates, cpython, policy)
+        choose(&candidates, cpython, policy.into())
     }
 
     fn places(chosen: &Chosen) -> Vec<(Function, u32)> {

@@ -13,6 +13,7 @@ use super::exits::Code;
 use super::names::{self, Families, function_of};
 use super::python::{self, Storage};
 use super::unnamed;
+use super::usdt::{self, Samples, UsdtError};
 
 /// Bytes of a function that are kept, for placing its probe.
 const MAX_CODE_BYTES: u64 = 256;
@@ -88,6 +89,8 @@ pub(super) struct Inspected {
     pub cpython: Option<CPython>,
     /// Where the C library in it keeps thread specific data.
     pub thread_storage: Option<Storage>,
+    /// The probes of an allocator in it that samples its own allocations, or why they cannot be used.
+    pub samples: Option<Result<Samples, UsdtError>>,
 }
 
 impl Inspected {
@@ -166,7 +169,12 @@ pub(super) fn inspect(file: &File, path: &str, module: u32, is_program: bool) ->
         break_vaddr,
         cpython,
         thread_storage: None,
+        samples: usdt::samples(&elf)?,
     };
+    if let Some(Ok(samples)) = &mut inspected.samples {
+        // A known allocator has its memory from nobody.
+        samples.wraps &= inspected.allocators.is_empty();
+    }
     let is_musl =
         matches!(inspected.libc, Some(CLibrary::Musl { .. })) || inspected.allocators.contains(&"musl");
     inspected.thread_storage = match (inspected.has_glibc(), is_musl) {

@@ -22,6 +22,7 @@ pub mod pymalloc;
 mod python;
 pub mod slots;
 mod unnamed;
+mod usdt;
 
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -33,7 +34,7 @@ use tracer_common::python::PythonLayout;
 
 use crate::model;
 
-pub use allocators::{InlinedPolicy, ProbeSite};
+pub use allocators::{InlinedPolicy, Policy, ProbeSite, SamplesPolicy};
 pub use c_library::CLibrary;
 pub use calls::Calls;
 pub use cpython::{CPython, PythonVersion};
@@ -43,6 +44,7 @@ pub use memory::{MemoryRange, ProcessMemory};
 pub use process::Process;
 pub use pymalloc::Pymalloc;
 pub use python::PythonUnknown;
+pub use usdt::Usdt;
 
 use allocators::{Candidate, choose};
 use inspect::{Inspected, inspect};
@@ -68,7 +70,7 @@ pub struct Target {
     pub missing: Vec<(Function, String)>,
     /// Mapped files that could not be looked into, and why.
     pub unread: Vec<(String, String)>,
-    policy: InlinedPolicy,
+    policy: Policy,
     /// What was found in each module, by its number; `None` where it could not be read.
     inspected: Vec<Option<Arc<Inspected>>>,
 }
@@ -78,7 +80,7 @@ impl Target {
     ///
     /// # Errors
     /// When its mappings cannot be read, or none of its files has a function to probe.
-    pub fn discover(process: Process, policy: InlinedPolicy) -> Result<Self, TargetError> {
+    pub fn discover(process: Process, policy: impl Into<Policy>) -> Result<Self, TargetError> {
         let target = Self::observe(process, policy)?;
         target.require_allocator()?;
         Ok(target)
@@ -88,7 +90,7 @@ impl Target {
     ///
     /// # Errors
     /// When its mappings cannot be read.
-    pub fn observe(process: Process, policy: InlinedPolicy) -> Result<Self, TargetError> {
+    pub fn observe(process: Process, policy: impl Into<Policy>) -> Result<Self, TargetError> {
         let mut target = Self {
             process,
             mappings: Mappings::default(),
@@ -98,7 +100,7 @@ impl Target {
             sites: Vec::new(),
             missing: Vec::new(),
             unread: Vec::new(),
-            policy,
+            policy: policy.into(),
             inspected: Vec::new(),
         };
         target.rediscover()?;
@@ -183,7 +185,7 @@ impl Target {
 
     /// Whether calls of pymalloc are seen behind CPython's tables, once these are written to.
     pub fn is_redirected(&self) -> bool {
-        self.cpython.as_ref().is_some_and(|cpython| cpython.is_redirected(self.policy))
+        self.cpython.as_ref().is_some_and(|cpython| cpython.is_redirected(self.policy.inlined))
     }
 
     /// Why probes do not see the calls of pymalloc; `None` when they do, or there is none.
@@ -199,11 +201,24 @@ impl Target {
         let has_malloc = self.sites.iter().any(is_malloc);
         let hides = move |function: Function| match function {
             Function::Malloc => has_malloc,
+            // Then its functions are probed, as everywhere.
+            function if function.tells_samples() => false,
             function => function >= Function::Mallocx,
         };
         // A common function that a C library lacks is not there to be called.
         let hidden = self.missing.iter().filter(move |(function, _)| hides(*function));
         hidden.map(|(_, reason)| reason.as_str())
+    }
+
+    /// The mapped files whose allocators tell of samples that they take themselves, and are probed by that.
+    pub fn samplers(&self) -> Vec<&str> {
+        let modules = self.mappings.modules();
+        let tells = |module: &u32| {
+            let is_its = |site: &ProbeSite| site.module == *module && site.function == Function::OtelAlloc;
+            self.sites.iter().any(is_its)
+        };
+        let mapped = self.mappings.mapped_now().into_iter().filter(tells);
+        mapped.filter_map(|module| Some(modules.get(module as usize)?.module.path.as_str())).collect()
     }
 
     /// Where glibc keeps the program break: the run-time address of a pointer of 8 bytes. `None` without

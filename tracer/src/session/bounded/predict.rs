@@ -99,7 +99,9 @@ fn parallel(target: &Target) -> f64 {
 fn cost_s(site: &ProbeSite, trap_s: f64) -> f64 {
     let traps = if site.function.ending() == Ending::Unseen { 1.0 } else { 2.0 };
     let program = match site.function.action() {
-        Action::Release | Action::PutIntoPool | Action::Unmap | Action::Throw => GIVES_BACK,
+        Action::Release | Action::PutIntoPool | Action::TellSampleGone | Action::Unmap | Action::Throw => {
+            GIVES_BACK
+        }
         _ => ALLOCATES,
     };
     traps * trap_s + program.as_secs_f64()

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracer_common::event::{AllocateRecord, Header, Kind, ReleaseRecord, WindowRecord};
-use tracer_common::probe::{Action, Domain, Function};
+use tracer_common::probe::{Action, Function};
 
 use super::follow::{Candidate, Whom};
 use super::{Bounded, LOOK, Mark, REMEMBERED, Recent, State, seconds};
@@ -356,13 +356,12 @@ impl Live<'_> {
         let Some(bounded) = self.bounded.as_ref().filter(|bounded| bounded.is_apart()) else {
             return Some((event, record));
         };
-        let is_mapping = Function::from_number(event.header().function)
-            .is_some_and(|function| function.domain() == Domain::Mmap);
+        let stays = Function::from_number(event.header().function).is_some_and(Function::stays);
         let is_call = matches!(
             event,
             Event::Allocate(_) | Event::Release(_) | Event::ReplaceBegin(_) | Event::ReplaceEnd(_)
         );
-        if is_mapping || !is_call {
+        if stays || !is_call {
             return Some((event, record));
         }
         let is_open = bounded.is_open();

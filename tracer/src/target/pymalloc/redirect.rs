@@ -191,6 +191,7 @@ impl TableFunction {
             ret_offsets: Vec::new(),
             block: None,
             takes_context: true,
+            usdt: None,
         }
     }
 }

@@ -189,7 +189,7 @@ fn an_operator_new_is_refused_where_its_end_cannot_be_told() {
     assert!(refused("_ZnamSt11align_val_t").contains("jumps to elsewhere of another file"));
 
     let file = [Candidate { module: 0, path: "/operators.so", inspected: &inspected }];
-    let chosen = choose(&file, None, InlinedPolicy::LeaveOut);
+    let chosen = choose(&file, None, InlinedPolicy::LeaveOut.into());
     let news: Vec<_> = chosen.sites.iter().filter(|site| site.function == Function::OperatorNew).collect();
     let [site] = news[..] else { panic!("{news:?}") };
     assert_eq!((site.symbol.as_str(), site.ret_offsets.len()), ("_Znwm", 2));
@@ -212,7 +212,7 @@ fn a_stripped_file_in_which_an_allocator_speaks_is_named() {
     let chosen = choose(
         &[Candidate { module: 0, path: "/x.so", inspected: &inspected }],
         None,
-        InlinedPolicy::LeaveOut,
+        InlinedPolicy::LeaveOut.into(),
     );
     assert!(chosen.missing.iter().any(|(function, reason)| {
         *function == Function::Malloc && reason.contains("/x.so has jemalloc in it and is stripped")
@@ -222,7 +222,7 @@ fn a_stripped_file_in_which_an_allocator_speaks_is_named() {
     let source = format!("{source} void *malloc(unsigned long size) {{ return (char *)text() + size; }}");
     let inspected = look(&build(directory.path(), "z.so", &source, &["-shared", "-fPIC", "-s"]));
     let file = Candidate { module: 0, path: "/z.so", inspected: &inspected };
-    let chosen = choose(&[file], None, InlinedPolicy::LeaveOut);
+    let chosen = choose(&[file], None, InlinedPolicy::LeaveOut.into());
     assert_eq!(chosen.allocators, ["jemalloc"]);
     assert_eq!(chosen.sites.len(), 1);
     assert!(chosen.missing.iter().any(|(function, reason)| {
