@@ -106,6 +106,9 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
     fact(out, "executable", process.exe.as_deref().unwrap_or("unknown"))?;
     fact(out, "C library", target.libc.as_deref().unwrap_or("none found"))?;
     fact(out, "allocators", &target.allocators.join(", "))?;
+    for sampler in target.samplers() {
+        fact(out, "samples", &sampler.to_string())?;
+    }
     if let Some(cpython) = &target.cpython {
         let version =
             cpython.version.map_or_else(|| "of unknown version".to_owned(), |version| version.to_string());
@@ -129,7 +132,7 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
         }
     }
     for domain in Domain::ALL {
-        let functions = target.sites.iter().filter(|site| site.block.is_none());
+        let functions = target.sites.iter().filter(|site| site.block.is_none() && site.usdt.is_none());
         for site in functions.filter(|site| site.function.domain() == domain) {
             let module = target.mappings.modules().get(site.module as usize);
             let module = module.map_or("?", |module| module.module.path.as_str());
@@ -141,6 +144,14 @@ fn describe(out: &mut dyn Write, target: &Target) -> io::Result<()> {
             };
             writeln!(out, "  probe   {:<13} {}{also} in {module} {place}{rets}", domain.name(), site.symbol)?;
         }
+    }
+    for site in &target.sites {
+        let Some(usdt) = &site.usdt else { continue };
+        let module = target.mappings.modules().get(site.module as usize);
+        let module = module.map_or("?", |module| module.module.path.as_str());
+        let semaphore = if usdt.semaphore_offset.is_some() { ", switched on by its semaphore" } else { "" };
+        let (domain, offset) = (site.function.domain().name(), site.file_offset);
+        writeln!(out, "  probe   {domain:<13} {} in {module} at offset {offset:#x}{semaphore}", site.symbol)?;
     }
     for (function, reason) in &target.missing {
         writeln!(out, "  not     {:<13} {}: {reason}", function.domain().name(), function.symbol())?;

@@ -129,7 +129,11 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
     let is_sampled = traces.iter().any(|traced| traced.trace.ledger.is_sampled());
     let sampling = match &trailer {
         Some(end) => end.sampling.clone(),
-        None => is_sampled.then(|| sampling_so_far(&traces, header.started_mono_ns, now_ns)),
+        None if is_sampled => Some(sampling_so_far(&traces, header.started_mono_ns, now_ns)),
+        None => {
+            let is_told = traces.iter().any(|traced| traced.trace.ledger.is_told());
+            is_told.then(summarize::own_sampling)
+        }
     };
     let facts = RunFacts {
         memtrace_version: header.memtrace_version.clone(),

@@ -12,7 +12,8 @@ use tracer_common::event::{MAX_FRAMES, WalkEnd};
 use tracer_common::probe::Domain;
 
 use crate::model::{
-    CodeAddr, Coverage, Frame, Loss, Mode, PYTHON_UNPLACED, Report, SamplingFacts, StackRow, Target, Totals,
+    CodeAddr, Coverage, Frame, Loss, Mode, PYTHON_UNPLACED, Report, Sampling, SamplingFacts, StackRow,
+    Target, Totals,
 };
 use crate::trace::Trace;
 
@@ -96,6 +97,19 @@ pub fn report(
         loss,
         notes,
         stacks,
+    }
+}
+
+/// What is said of a trace that was sampled by the allocators of its targets alone.
+pub fn own_sampling() -> SamplingFacts {
+    let note = "an allocator of the target samples its own allocations (USDT probes of otel_memory): its rows are \
+                estimates, by the weight that it gave each block it chose, and it told when those were freed; \
+                with --exact its functions are traced instead, every call";
+    SamplingFacts {
+        correction: 1.0,
+        outstanding_correction: 1.0,
+        maturity_ns: 0,
+        sampling: Sampling { share: 1.0, note: note.to_owned(), ..Sampling::default() },
     }
 }
 

@@ -38,6 +38,11 @@ impl Ledger {
         self.windows.is_sampled()
     }
 
+    /// Whether an allocator has told of a block that it chose as a sample.
+    pub fn is_told(&self) -> bool {
+        self.rows.iter().any(|row| row.is_told)
+    }
+
     /// The outstanding heap blocks of which only their allocator can tell whether they live: those that were seen in
     /// a window, and those of a phase in which everything was traced, once it is over.
     pub fn sampled_blocks(&self) -> impl Iterator<Item = SampledBlock> + '_ {

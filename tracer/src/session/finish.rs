@@ -8,7 +8,7 @@ use tracer_common::counter::Counter;
 use super::coverage;
 use super::live::{Live, now_ns};
 use crate::exit::{Code, Failure};
-use crate::model::{CodeAddr, Report};
+use crate::model::{CodeAddr, Report, SamplingFacts};
 use crate::output;
 use crate::recording::{NamedPlace, Trailer};
 use crate::summarize::{self, Names, RunFacts, Traced};
@@ -40,7 +40,21 @@ impl Live<'_> {
                 process.command.join(" ")
             )
         });
-        self.notes.iter().cloned().chain(exec).collect()
+        let silent = self.traced.iter().filter(|traced| !traced.trace.ledger.is_told());
+        let silent = silent.flat_map(|traced| traced.target.samplers()).map(|sampler| {
+            let path = sampler.path;
+            format!(
+                "{path} has told of no allocation: it may not sample at present; --exact traces its functions"
+            )
+        });
+        self.notes.iter().cloned().chain(exec).chain(silent).collect()
+    }
+
+    /// How the trace was sampled: by windows, or by the targets' own allocators alone.
+    fn sampling(&self, now_ns: u64) -> Option<SamplingFacts> {
+        let is_told = || self.traced.iter().any(|traced| !traced.target.samplers().is_empty());
+        let by_windows = self.bounded.as_ref().and_then(|bounded| bounded.sampling(now_ns));
+        by_windows.or_else(|| is_told().then(summarize::own_sampling))
     }
 
     /// The counters, as they were at the end of the trace where that has come.
@@ -60,7 +74,7 @@ impl Live<'_> {
             duration_ms: now_ns.saturating_sub(self.started_ns) / 1_000_000,
             min_age: self.plan.output.min_age,
             domains: coverage::domains(self.plan.domains.as_deref(), &self.traced),
-            sampling: self.bounded.as_ref().and_then(|bounded| bounded.sampling(now_ns)),
+            sampling: self.sampling(now_ns),
         };
         let loss = summarize::loss(&counters, self.decoder.undecodable());
         Ok(summarize::report(
@@ -119,7 +133,7 @@ impl Live<'_> {
             // What replaying the events shows by itself is left out: it would be counted twice.
             let counters = self.counters()?;
             let trailer = Trailer {
-                sampling: self.bounded.as_ref().and_then(|bounded| bounded.sampling(ended_ns)),
+                sampling: self.sampling(ended_ns),
                 ended_mono_ns: ended_ns,
                 targets: report.targets.clone(),
                 duration_ms: report.duration_ms,

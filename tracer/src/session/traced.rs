@@ -238,6 +238,7 @@ impl Traced {
                 .iter()
                 .map(|skipped| format!("{} is not traced: {}", skipped.function.symbol(), skipped.reason)),
         );
+        notes.extend(self.target.samplers().iter().map(ToString::to_string));
         notes.extend(self.target.blind_spots().map(|reason| format!("not traced: {reason}")));
         Ok(notes)
     }

@@ -58,6 +58,8 @@ struct Draft<'a> {
     freed: Sum,
     /// Freed too, of a sample.
     freed_weighed: Weighed,
+    /// Blocks that the allocator told of, and for how many they stood.
+    told: (u64, f64),
     /// By type and part, where they are known.
     outstanding: BTreeMap<Option<(&'a str, Option<&'a str>)>, Tally>,
     unsure: Sum,
@@ -87,6 +89,8 @@ pub(super) fn rows<'a>(
         let asked = stack.map_or(Asked::Unknown, |stack| stack.asked);
         let is_arena = asked == Asked::Arena;
         let asked = if splits_python { asked } else { Asked::Unknown };
+        let sampled = &totals.sampled;
+        let told = if totals.is_told { (sampled.seen_count, sampled.alloc_count) } else { (0, 0.0) };
         let mut add_to = |domain: Domain, add: &dyn Fn(&mut Draft<'a>)| {
             let frames = stack.map(|stack| (&*stack.frames, stack.end));
             let entry = drafts.entry(Key { domain, is_arena, stack: frames });
@@ -96,6 +100,7 @@ pub(super) fn rows<'a>(
             let draft = entry.or_default();
             draft.stack = stack;
             draft.is_held |= totals.is_held;
+            draft.told = (draft.told.0 + told.0, draft.told.1 + told.1);
             add(draft);
         };
         let gone = Sum { count: totals.free_count, bytes: totals.free_bytes };
@@ -103,8 +108,9 @@ pub(super) fn rows<'a>(
             count: totals.unsure_count - blocks.young_unsure.count,
             bytes: totals.unsure_bytes - blocks.young_unsure.bytes,
         };
-        let sampled = &totals.sampled;
-        let gone_weighed = scale.corrected(Weighed { count: sampled.free_count, bytes: sampled.free_bytes });
+        let gone_weighed = Weighed { count: sampled.free_count, bytes: sampled.free_bytes };
+        // What an allocator tells is of no window.
+        let gone_weighed = if totals.is_told { gone_weighed } else { scale.corrected(gone_weighed) };
         let is_any_sampled = sampled.free_count > 0.0 || !blocks.old_unsure.is_exact();
         if gone.count + gone.bytes + unsure.count > 0 || is_any_sampled {
             add_to(domain_of(totals.domain, asked, None), &|draft| {
@@ -148,8 +154,10 @@ fn blocks(trace: &Trace, facts: &RunFacts) -> Vec<Blocks> {
     let min_age_ns = u64::try_from(facts.min_age.as_nanos()).unwrap_or(u64::MAX);
     let maturity_ns = facts.sampling.as_ref().map_or(0, |sampling| sampling.maturity_ns).max(min_age_ns);
     let age_ns = |block: &Live| facts.now_ns.saturating_sub(block.time_ns);
-    let is_old =
-        |block: &Live| age_ns(block) >= if block.weight.is_exact() { min_age_ns } else { maturity_ns };
+    // Nobody need be asked of what an allocator tells of.
+    let is_told = |block: &Live| trace.ledger.rows().get(block.row).is_told;
+    let is_asked = |block: &Live| !block.weight.is_exact() && !is_told(block);
+    let is_old = |block: &Live| age_ns(block) >= if is_asked(block) { maturity_ns } else { min_age_ns };
     let windows = trace.ledger.windows();
     let mut all = vec![Blocks::default(); trace.ledger.rows().len()];
     for block in trace.ledger.outstanding().filter(is_old) {
@@ -162,7 +170,7 @@ fn blocks(trace: &Trace, facts: &RunFacts) -> Vec<Blocks> {
             }
         };
         let old = &mut old[index].1;
-        old.blocks.add_block(&block, windows);
+        old.blocks.add_block(&block, is_told(&block), windows);
         old.oldest_ns = old.oldest_ns.max(age_ns(&block));
         old.newest_ns = old.newest_ns.min(age_ns(&block));
     }
@@ -170,7 +178,7 @@ fn blocks(trace: &Trace, facts: &RunFacts) -> Vec<Blocks> {
         let of_row = &mut all[block.row.index()];
         match (block.weight.is_exact(), is_old(&block)) {
             (true, false) => of_row.young_unsure.add(Sum { count: 1, bytes: block.size_bytes }),
-            (false, true) => of_row.old_unsure.add_block(&block, windows),
+            (false, true) => of_row.old_unsure.add_block(&block, is_told(&block), windows),
             (true, true) | (false, false) => {}
         }
     }
@@ -256,7 +264,8 @@ impl<'a> Draft<'a> {
             return None;
         }
         let bytes_each = if freed.count > 0.0 { freed.bytes / freed.count } else { 0.0 };
-        Some(blocks.bounds(scale, outstanding, bytes_each))
+        let told_weight = (self.told.0 > 0).then(|| self.told.1 / self.told.0 as f64);
+        Some(blocks.bounds(scale, outstanding, bytes_each, told_weight))
     }
 
     fn finish(

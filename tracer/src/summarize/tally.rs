@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::estimate::{Seen, Spread, Weight, interval};
+use crate::estimate::{Interval, Seen, Spread, Weight, interval};
 use crate::ledger::{Live, Windows};
 use crate::model::{Estimate, SamplingFacts};
 
@@ -52,6 +52,11 @@ impl Weighed {
     }
 }
 
+/// Bounds of the sum of two, on the wide side: what is low in one need not be in the other.
+fn both(one: Interval, other: Interval) -> Interval {
+    Interval { low: one.low + other.low, high: one.high + other.high }
+}
+
 fn rounded(value: f64) -> u64 {
     value.clamp(0.0, MOST).round() as u64
 }
@@ -82,10 +87,27 @@ impl Scale {
         Weighed { count: sum.count * self.correction, bytes: sum.bytes * self.correction }
     }
 
-    /// For how many an outstanding block of this weight stands. One that was seen is there: it counts no less than 1.
+    /// For how many a block stands that its allocator chose: what it says.
+    fn factor_of(&self, source: Source, weight: Weight) -> f64 {
+        match source {
+            Source::Window(_) => self.factor(weight),
+            Source::Allocator => weight.value(),
+        }
+    }
+
+    /// For how many an outstanding block of a window of this weight stands. One that was seen is there: it counts no less than 1.
     fn factor(&self, weight: Weight) -> f64 {
         if weight.is_exact() { 1.0 } else { (weight.value() * self.outstanding).max(1.0) }
     }
+}
+
+/// What has chosen a block that stands for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    /// The window with this number, in which it was allocated.
+    Window(usize),
+    /// Its allocator, which samples by itself: each block is an accident of its own.
+    Allocator,
 }
 
 /// Blocks of any weight.
@@ -93,17 +115,19 @@ impl Scale {
 pub(super) struct Tally {
     /// Those that stand for themselves.
     pub exact: Sum,
-    /// The others by window and weight.
-    seen: BTreeMap<(usize, Weight), Sum>,
+    /// The others by weight.
+    seen: BTreeMap<(Source, Weight), Sum>,
 }
 
 impl Tally {
-    pub fn add_block(&mut self, block: &Live, windows: &Windows) {
+    /// Adds a block, of which its allocator has told or which was seen in one of `windows`.
+    pub fn add_block(&mut self, block: &Live, is_told: bool, windows: &Windows) {
         let sum = Sum { count: 1, bytes: block.size_bytes };
         if block.weight.is_exact() {
             self.exact.add(sum);
         } else {
-            self.seen.entry((windows.at(block.time_ns), block.weight)).or_default().add(sum);
+            let source = if is_told { Source::Allocator } else { Source::Window(windows.at(block.time_ns)) };
+            self.seen.entry((source, block.weight)).or_default().add(sum);
         }
     }
 
@@ -122,8 +146,8 @@ impl Tally {
     /// What the blocks add up to that stand for more than themselves.
     pub fn weighed(&self, scale: &Scale) -> Weighed {
         let mut weighed = Weighed::default();
-        for ((_, weight), sum) in &self.seen {
-            let factor = scale.factor(*weight);
+        for ((source, weight), sum) in &self.seen {
+            let factor = scale.factor_of(*source, *weight);
             weighed.add(Weighed { count: sum.count as f64 * factor, bytes: sum.bytes as f64 * factor });
         }
         weighed
@@ -135,21 +159,39 @@ impl Tally {
     }
 
     /// How far `rounded`, the figures of everything, may be off. Where no block has been seen, `bytes_each` is what
-    /// blocks of the stack have.
-    pub fn bounds(&self, scale: &Scale, rounded: Sum, bytes_each: f64) -> Estimate {
+    /// blocks of the stack have, and `told_weight` for how many one stood that its allocator told of, if it did.
+    pub fn bounds(&self, scale: &Scale, rounded: Sum, bytes_each: f64, told_weight: Option<f64>) -> Estimate {
         let seen = self.seen.values().fold(Sum::default(), |mut all, sum| {
             all.add(*sum);
             all
         });
         let bounds = |of: fn(&Sum) -> u64, each: f64| {
-            let windows = self.seen.iter().map(|((_, weight), sum)| {
-                let weight = scale.factor(*weight);
+            let (mut windows, mut told) = (Vec::new(), Vec::new());
+            for ((source, weight), sum) in &self.seen {
+                let weight = scale.factor_of(*source, *weight);
                 let total = of(sum) as f64 * weight;
                 // As if its blocks had the same size: they are of one stack.
-                Seen { weight, total, squares: total * total / sum.count as f64 }
-            });
-            let windows: Vec<Seen> = windows.collect();
-            let bounds = interval(&windows, &scale.spread, each);
+                let single = total / sum.count as f64;
+                match source {
+                    Source::Window(_) => windows.push(Seen { weight, total, squares: total * single }),
+                    Source::Allocator => {
+                        let seen = Seen { weight, total: single, squares: single * single };
+                        told.extend(std::iter::repeat_n(seen, sum.count as usize));
+                    }
+                }
+            }
+            let bounds = match told_weight {
+                None => interval(&windows, &scale.spread, each),
+                Some(told_weight) => {
+                    let told = interval(&told, &Spread::of(std::iter::once(told_weight)), each);
+                    // Few stacks have blocks of both kinds: whether any are of windows, these alone tell.
+                    if windows.is_empty() {
+                        told
+                    } else {
+                        both(interval(&windows, &scale.spread, each), told)
+                    }
+                }
+            };
             // What was seen is there, and what was estimated is possible.
             let exact = of(&self.exact);
             let least = exact.saturating_add(of(&seen));

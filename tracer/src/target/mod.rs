@@ -24,6 +24,7 @@ pub mod slots;
 mod unnamed;
 mod usdt;
 
+use std::fmt;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -73,6 +74,30 @@ pub struct Target {
     policy: Policy,
     /// What was found in each module, by its number; `None` where it could not be read.
     inspected: Vec<Option<Arc<Inspected>>>,
+}
+
+/// A mapped file whose allocator tells of samples that it takes itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampler<'a> {
+    /// The file.
+    pub path: &'a str,
+    /// It hands on what it is asked for: no other allocator's functions are probed either.
+    pub wraps: bool,
+}
+
+impl fmt::Display for Sampler<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} samples its own allocations (otel_memory), and is traced by what it tells of these",
+            self.path
+        )?;
+        if self.wraps {
+            f.write_str(": what does not pass it is in no figure but with --exact")
+        } else {
+            Ok(())
+        }
+    }
 }
 
 impl Target {
@@ -211,14 +236,15 @@ impl Target {
     }
 
     /// The mapped files whose allocators tell of samples that they take themselves, and are probed by that.
-    pub fn samplers(&self) -> Vec<&str> {
+    pub fn samplers(&self) -> Vec<Sampler<'_>> {
         let modules = self.mappings.modules();
-        let tells = |module: &u32| {
-            let is_its = |site: &ProbeSite| site.module == *module && site.function == Function::OtelAlloc;
-            self.sites.iter().any(is_its)
+        let sampler = |module: u32| {
+            let is_its = |site: &ProbeSite| site.module == module && site.function.tells_samples();
+            self.sites.iter().any(is_its).then_some(())?;
+            let samples = self.inspected.get(module as usize)?.as_ref()?.samples.as_ref()?.as_ref().ok()?;
+            Some(Sampler { path: &modules.get(module as usize)?.module.path, wraps: samples.wraps })
         };
-        let mapped = self.mappings.mapped_now().into_iter().filter(tells);
-        mapped.filter_map(|module| Some(modules.get(module as usize)?.module.path.as_str())).collect()
+        self.mappings.mapped_now().into_iter().filter_map(sampler).collect()
     }
 
     /// Where glibc keeps the program break: the run-time address of a pointer of 8 bytes. `None` without
