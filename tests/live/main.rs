@@ -30,3 +30,4 @@ mod stacks_native;
 mod stacks_python;
 mod stopped;
 mod threads;
+mod usdt;

@@ -182,13 +182,14 @@ impl Ledger {
         heap.chain(mapped)
     }
 
-    /// The outstanding heap blocks: address, size, the domain that the probe told, the stack.
+    /// The outstanding heap blocks that their allocator can be asked of: address, size, the domain that the probe told,
+    /// the stack. Samples that an allocator told of may lie behind what it keeps in front of them, in a block of
+    /// another allocator, which knows nothing at their addresses.
     pub fn heap_blocks(&self) -> impl Iterator<Item = (u64, u64, Domain, u64)> + '_ {
         let sure = self.heap.iter().filter(|(_, block)| !block.is_unsure() && !block.is_in_call());
-        sure.map(|(addr, block)| {
-            let row = self.rows.get(block.row());
-            (*addr, block.size_bytes, row.domain, row.stack)
-        })
+        sure.map(|(addr, block)| (*addr, block.size_bytes, self.rows.get(block.row())))
+            .filter(|(_, _, row)| !row.is_told)
+            .map(|(addr, size_bytes, row)| (addr, size_bytes, row.domain, row.stack))
     }
 
     /// Whether a heap block at `addr` is outstanding that was there at `time_ns`.

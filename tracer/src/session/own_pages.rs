@@ -19,7 +19,8 @@ use crate::target::Target;
 /// The code of one target that maps memory for an allocator, and the stacks found to pass through it.
 #[derive(Debug, Default)]
 pub struct OwnPages {
-    /// Functions that give blocks back and are not followed: the session's module number, and offsets.
+    /// Functions that give blocks back and are not followed, and those that are not probed since their allocator tells
+    /// of samples: the session's module number, and offsets.
     frees: Vec<(u32, Range<u64>)>,
     /// Modules that are allocators and nothing else.
     allocators: Vec<u32>,
@@ -39,9 +40,10 @@ impl OwnPages {
                 && site.function != Function::CxaThrow
                 && site.function.ending() == Ending::Unseen
         });
-        self.frees = unfollowed
-            .filter_map(|site| Some((number(site.module)?, site.file_offset..site.file_offset + site.size)))
-            .collect();
+        let unfollowed = unfollowed.map(|site| (site.module, site.file_offset..site.file_offset + site.size));
+        let told = target.told_code.iter().cloned();
+        self.frees =
+            unfollowed.chain(told).filter_map(|(module, code)| Some((number(module)?, code))).collect();
         self.allocators = target.allocator_modules().into_iter().filter_map(number).collect();
     }
 

@@ -1,5 +1,7 @@
 //! Chooses, among the functions that the target's files offer, those that count as its allocators.
 
+use std::ops::Range;
+
 use tracer_common::probe::{Action, BlockPlace, Domain, Ending, Function};
 
 use super::cpython::CPython;
@@ -91,6 +93,8 @@ pub(super) struct Chosen {
     pub libc: Option<String>,
     pub allocators: Vec<String>,
     pub sites: Vec<ProbeSite>,
+    /// Code of the functions that are left alone since their allocators tell of samples: modules, and offsets.
+    pub told_code: Vec<(u32, Range<u64>)>,
     /// Functions that will not be seen, of the domains that the target has, and why.
     pub missing: Vec<(Function, String)>,
 }
@@ -210,6 +214,8 @@ impl Chosen {
             let inspected = candidate.inspected;
             for found in inspected.functions.iter().filter(|found| found.function == function) {
                 if sampling.tells(function, candidate.module) {
+                    let end = found.file_offset.saturating_add(found.symbol.size);
+                    self.told_code.push((candidate.module, found.file_offset..end));
                     is_seen = true;
                     continue;
                 }

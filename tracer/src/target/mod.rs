@@ -67,6 +67,9 @@ pub struct Target {
     pub cpython: Option<CPython>,
     /// Where to probe. A site keeps its place in the list; [`Target::rediscover`] adds at the end.
     pub sites: Vec<ProbeSite>,
+    /// Code of the functions that are left alone since their allocators tell of samples: numbers of modules, and
+    /// offsets in their files.
+    pub told_code: Vec<(u32, Range<u64>)>,
     /// Functions that will not be seen, of the domains that the target has, and why.
     pub missing: Vec<(Function, String)>,
     /// Mapped files that could not be looked into, and why.
@@ -123,6 +126,7 @@ impl Target {
             allocators: Vec::new(),
             cpython: None,
             sites: Vec::new(),
+            told_code: Vec::new(),
             missing: Vec::new(),
             unread: Vec::new(),
             policy: policy.into(),
@@ -145,6 +149,7 @@ impl Target {
             allocators: self.allocators.clone(),
             cpython: self.cpython.clone(),
             sites: self.sites.clone(),
+            told_code: self.told_code.clone(),
             missing: self.missing.clone(),
             unread: self.unread.clone(),
             policy: self.policy,
@@ -375,6 +380,7 @@ impl Target {
         self.cpython = cpython;
         self.libc = chosen.libc;
         self.allocators = chosen.allocators;
+        self.told_code = chosen.told_code;
         self.missing = chosen.missing;
         for site in chosen.sites {
             let is_known =
