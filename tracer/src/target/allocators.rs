@@ -406,7 +406,10 @@ mod tests {
     use super::super::cpython::PythonVersion;
     use super::super::elf::Symbol;
     use super::super::pymalloc::{CannotRedirect, Pymalloc, RedirectTables, TableFunction};
+    use tracer_common::usdt::Arguments;
+
     use super::super::python::PythonUnknown;
+    use super::super::usdt::{Place, UsdtError};
     use super::*;
 
     fn function(function: Function, vaddr: u64) -> FoundFunction {
@@ -573,5 +576,53 @@ mod tests {
         assert_eq!(places(&chosen(&modules, Some(&cpython), InlinedPolicy::LeaveOut)), places(&left_out));
         cpython.pymalloc = Pymalloc::Functions;
         assert_eq!(places(&chosen(&modules, Some(&cpython), InlinedPolicy::LeaveOut)), all);
+    }
+
+    fn sampling(wraps: bool) -> Option<Result<Samples, UsdtError>> {
+        let place = |function, vaddr| Place {
+            function,
+            vaddr,
+            file_offset: vaddr,
+            usdt: Usdt { arguments: Arguments::default(), semaphore_offset: None },
+        };
+        let places = vec![place(Function::OtelAlloc, 0x100), place(Function::OtelFree, 0x200)];
+        Some(Ok(Samples { places, wraps }))
+    }
+
+    #[test]
+    fn an_allocator_that_samples_is_probed_by_what_it_tells() {
+        let glibc = || Inspected {
+            libc: Some(super::super::CLibrary::Glibc { version: Some("2.36".into()) }),
+            ..module(&[(Function::Malloc, 8), (Function::Free, 16), (Function::Mmap, 32)])
+        };
+        let sampler = |samples| Inspected {
+            samples,
+            ..module(&[(Function::Malloc, 8), (Function::Mallocx, 16), (Function::Free, 24)])
+        };
+        // Its own functions only, where it has its memory from nobody.
+        let found = chosen(&[sampler(sampling(false)), glibc()], None, InlinedPolicy::LeaveOut);
+        let told = [(Function::OtelAlloc, 0), (Function::OtelFree, 0)];
+        let of_glibc = [(Function::Malloc, 1), (Function::Free, 1), (Function::Mmap, 1)];
+        assert_eq!(places(&found), [&of_glibc[..], &told].concat());
+        assert_eq!(found.told_code, [(0, 8..24), (0, 24..40), (0, 16..32)]);
+        assert!(found.missing.iter().all(|(function, _)| *function != Function::Mallocx));
+        // All of them, where any call may be one of its own.
+        let found = chosen(&[sampler(sampling(true)), glibc()], None, InlinedPolicy::LeaveOut);
+        assert_eq!(places(&found), [&of_glibc[2..], &told].concat());
+        // Every call is wanted.
+        let candidates = [sampler(sampling(true)), glibc()];
+        let candidates: Vec<Candidate<'_>> = (0..)
+            .zip(&candidates)
+            .map(|(module, inspected)| Candidate { module, path: "/x", inspected })
+            .collect();
+        let exact = Policy { samples: SamplesPolicy::Ignore, ..Policy::default() };
+        let found = choose(&candidates, None, exact);
+        assert_eq!(found.sites.len(), 6);
+        assert!(found.sites.iter().all(|site| site.usdt.is_none()) && found.told_code.is_empty());
+        // What it tells is not understood.
+        let error = UsdtError::TooFew { name: "x".into(), found: 2, expected: 3 };
+        let found = chosen(&[sampler(Some(Err(error))), glibc()], None, InlinedPolicy::LeaveOut);
+        assert_eq!(found.sites.len(), 6);
+        assert_eq!(why_missing(&found, Function::OtelAlloc), "x has 2 arguments, not 3, in /x");
     }
 }

@@ -1,5 +1,7 @@
 //! Blocks that were seen in windows.
 
+use tracer_common::event::SampledRecord;
+
 use super::*;
 
 fn window(time_ns: u64, weight: f64) -> Event {
@@ -182,4 +184,55 @@ fn a_doubtful_block_is_unsure_by_weight() {
     assert_eq!(weighed(&ledger), BTreeMap::new());
     ledger.apply(&freed(20, 0x10));
     assert_eq!((sampled(&ledger).unsure_bytes, sampled(&ledger).free_bytes.round()), (0.0, 100.0));
+}
+
+fn told(time_ns: u64, addr: u64, size_bytes: u64, weight_bytes: u64, stack: u64) -> Event {
+    let header = Header { kind: Kind::Sampled as u8, ..header(Function::OtelAlloc, 0, time_ns) };
+    Event::Sampled(SampledRecord { header, addr, size_bytes, stack, weight_bytes })
+}
+
+#[test]
+fn what_an_allocator_tells_has_its_own_weight_in_every_window() {
+    let mut ledger = books(&[
+        told(1, 0x10, 100, 1600, 7),
+        window(2, 50.0),
+        told(3, 0x20, 100, 1600, 7),
+        // Of a weight below its size it counts itself.
+        told(4, 0x30, 1000, 600, 8),
+        allocated(Function::Malloc, 5, 0x40, 10, 7),
+    ]);
+    assert!(ledger.is_told());
+    let rows: Vec<_> = ledger.rows().iter().map(|row| (row.stack, row.is_told)).collect();
+    assert_eq!(rows, [(7, true), (8, true), (7, false)]);
+    let first = *ledger.rows().iter().next().unwrap();
+    let sampled = first.sampled;
+    assert_eq!((sampled.seen_count, sampled.alloc_count, sampled.alloc_bytes), (2, 32.0, 3200.0));
+    // Nobody need be asked of them, whatever the window; of the other one somebody must.
+    let asked: Vec<u64> = ledger.sampled_blocks().map(|block| block.addr).collect();
+    assert_eq!(asked, [0x40]);
+    let asked: Vec<u64> = ledger.heap_blocks().map(|(addr, ..)| addr).collect();
+    assert_eq!(asked, [0x40]);
+    ledger.apply(&freed(6, 0x10));
+    ledger.apply(&freed(7, 0x30));
+    // An address that is handed out again: the free was missed, which is told of these alone.
+    ledger.apply(&told(8, 0x20, 50, 800, 9));
+    assert_eq!(ledger.inconsistencies(), Inconsistencies { frees_missed: 1, ..Inconsistencies::default() });
+    ledger.apply(&allocated(Function::Malloc, 9, 0x40, 10, 7));
+    assert_eq!(ledger.inconsistencies().frees_missed, 1);
+    let of_first = ledger.rows().iter().next().unwrap().sampled;
+    assert_eq!((of_first.free_count, of_first.free_bytes), (32.0, 3200.0));
+    assert_eq!(weighed(&ledger), BTreeMap::from([(7, (1, 50, 500)), (9, (1, 16, 800))]));
+    // A free of a sample from before the trace.
+    ledger.apply(&window(10, 1.0));
+    ledger.apply(&freed(11, 0x999));
+    assert_eq!(ledger.inconsistencies().unmatched_frees, 1);
+}
+
+#[test]
+fn sizes_that_are_left_out_are_of_samples_too() {
+    let mut ledger = Ledger::new(SizeLimits { min_bytes: 100, max_bytes: 200 });
+    for (addr, size_bytes) in [(0x10, 99), (0x20, 100), (0x30, 200), (0x40, 201)] {
+        ledger.apply(&told(addr, addr, size_bytes, 1600, 7));
+    }
+    assert_eq!(ledger.live_count(), 2);
 }

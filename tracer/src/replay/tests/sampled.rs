@@ -241,3 +241,65 @@ fn a_trace_of_one_exact_phase_is_what_it_is_without() {
     };
     assert_eq!(reported(with_phase, None, Vec::new()).0, reported(allocate, None, Vec::new()).0);
 }
+
+fn told(ms: u64, addr: u64, stack: u64, weight_bytes: u64) -> Vec<u8> {
+    record(0, Kind::Sampled, Function::OtelAlloc, ms, &[addr, 100, stack, weight_bytes])
+}
+
+fn gone(ms: u64, addr: u64) -> Vec<u8> {
+    record(0, Kind::Release, Function::OtelFree, ms, &[addr])
+}
+
+#[test]
+fn what_an_allocator_tells_is_of_no_window() {
+    let trace = |live: &mut Live<'_>| {
+        live.window(100, 10.0);
+        live.take(&allocated(0, Function::Malloc, 101, 0x10, 100, 1));
+        for addr in 0..20 {
+            live.take(&told(102, 0x1000 + addr, 2, 1600));
+        }
+        for addr in 0..10 {
+            live.take(&gone(103, 0x1000 + addr));
+        }
+        // Younger than what was asked of its allocator.
+        live.take(&told(999, 0x2000, 2, 1600));
+    };
+    let (report, file) = reported(trace, Some(facts(2.0, 500)), Vec::new());
+    assert_eq!(report.stacks.len(), 2);
+    let [own_row, seen] = [&report.stacks[0], &report.stacks[1]];
+    // No correction, and nobody to be asked.
+    assert_eq!((own_row.outstanding_count, own_row.outstanding_bytes), (11 * 16, 11 * 1600));
+    assert_eq!((own_row.free_count, own_row.alloc_count), (160, 21 * 16));
+    assert_eq!(seen.outstanding_count, 20);
+    let estimate = own_row.estimate.unwrap();
+    assert_eq!(estimate.blocks_seen, 11);
+    // Garwood's interval for 11 events.
+    assert_near(
+        [estimate.outstanding_count_low, estimate.outstanding_count_high, 0],
+        [(5.491_160 * 16.0) as u64, (19.682_04_f64 * 16.0).ceil() as u64, 0],
+    );
+    // Without windows, and without an end: a report of samples all the same.
+    let (report, file_of_told) = reported(|live| live.take(&told(1, 0x10, 1, 1600)), Some(own()), Vec::new());
+    assert_eq!((report.mode, report.totals.outstanding_count), (Mode::Sampled, 16));
+    for file in [file, file_of_told] {
+        assert_eq!(replayed(&file[..file.len() - 8]).mode, Mode::Sampled);
+    }
+}
+
+#[test]
+fn of_a_stack_whose_samples_were_all_freed_some_may_be_left() {
+    let trace = |live: &mut Live<'_>| {
+        live.take(&told(1, 0x10, 1, 1600));
+        live.take(&gone(2, 0x10));
+    };
+    let (report, _) = reported(trace, Some(own()), Vec::new());
+    let row = &report.stacks[0];
+    assert_eq!((row.alloc_count, row.free_count, row.outstanding_count), (16, 16, 0));
+    let estimate = row.estimate.unwrap();
+    // The rule of three.
+    assert_eq!((estimate.outstanding_count_high, estimate.outstanding_bytes_high), (48, 4800));
+}
+
+fn own() -> SamplingFacts {
+    summarize::own_sampling()
+}
