@@ -70,9 +70,9 @@ fn a_busy_service_goes_on_while_its_leak_is_found() {
         sleep(Duration::from_secs(3));
         let untraced = service.books().rate_since(before);
 
-        let session = bounded(&service.pid(), &["--max-overhead", "5", "-d", "12s"]).trace();
+        let session = bounded(&service.pid(), &["--max-overhead", "15", "-d", "20s"]).trace();
         let ready = service.books();
-        sleep(Duration::from_secs(12));
+        sleep(Duration::from_secs(20));
         let over = service.books();
         let report = session.finish().report();
         let traced = over.rate_since(ready);
@@ -82,7 +82,7 @@ fn a_busy_service_goes_on_while_its_leak_is_found() {
         assert_eq!(report.mode, "sampled");
         assert!(share(&report) < 0.5, "{} of the time traced", share(&report));
         // Coarse bounds: what it costs exactly, and how good the estimate is, the bench measures.
-        assert!(traced >= untraced * 0.75, "{traced} requests per second, {untraced} untraced");
+        assert!(traced >= untraced * 0.65, "{traced} requests per second, {untraced} untraced");
         let rows: Vec<&Row> = report.stacks.iter().filter(|row| service.leaks_in(row)).collect();
         let found = sum(rows.iter().copied()).outstanding_bytes;
         let larger = lines_of(&report).into_iter().filter(|(_, bytes)| *bytes > found).count();

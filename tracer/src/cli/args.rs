@@ -79,7 +79,7 @@ pub struct TraceArgs {
     #[arg(long)]
     pub exact: bool,
     /// Keep the slowdown of the target below this share; where tracing every call costs more, short windows of
-    /// time are traced, and figures are estimates [default with -p: 5]
+    /// time are traced, and figures are estimates [default with -p: 6]
     #[arg(long, value_name = "PCT", value_parser = values::overhead,
           conflicts_with_all = ["exact", "single_links", "redirect_allocators"])]
     pub max_overhead: Option<f64>,

@@ -13,7 +13,7 @@ use crate::ledger::SizeLimits;
 use crate::report::{Filter, Format};
 
 /// What tracing a running process may take of its time unless the user says so, percent.
-pub const DEFAULT_MAX_OVERHEAD_PCT: f64 = 5.0;
+pub const DEFAULT_MAX_OVERHEAD_PCT: f64 = 6.0;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How a trace was sampled.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// Share of the time in which the probes of allocators were in place, 0 to 1.
+    /// Share of the target's own time, on processors, in which its calls were traced, 0 to 1.
     pub share: f64,
     /// Share of the target's time that tracing took, 0 to 1, as measured; `None` where it is not known.
     pub overhead_estimate: Option<f64>,

@@ -38,7 +38,7 @@ pub struct Holders {
     /// Of the stages that are not released yet.
     stages: VecDeque<PipeWriter>,
     /// What the processes use, as long as they are there.
-    laid_out: Vec<Box<Child>>,
+    laid_out: Vec<Child>,
 }
 
 /// Bytes of a holder's stack, of which it uses a few hundred.
@@ -64,13 +64,13 @@ impl Holders {
                     links.flat_map(|(of, links)| links.iter().enumerate().map(move |link| (of, link)));
                 let others =
                     links.filter(|(of, (link, _))| !is_own(*of, *link)).map(|(_, (_, fd))| fd.as_raw_fd());
-                laid_out.push(Box::new(Child {
+                laid_out.push(Child {
                     closes: writers.iter().copied().chain(others).collect(),
                     reader: reader.as_raw_fd(),
                     ready: ready.as_raw_fd(),
                     byte: 0,
                     stack: vec![0; STACK_BYTES].into(),
-                }));
+                });
             }
         }
         let mut holders = Self { pids: Vec::new(), stages: VecDeque::new(), laid_out };
@@ -98,9 +98,9 @@ impl Holders {
         let mut started = Ok(());
         for child in &mut self.laid_out {
             let top = child.stack.as_mut_ptr().wrapping_add(STACK_BYTES & !15);
-            let argument: *mut Child = &raw mut **child;
-            // SAFETY: the stack is the child's alone, and like what the argument points to it is there until the
-            // child has been waited for.
+            let argument: *mut Child = child;
+            // SAFETY: the stack is the child's alone, and like what the argument points to, which does not move any
+            // more, it is there until the child has been waited for.
             let pid =
                 unsafe { libc::clone(hold, top.cast(), libc::CLONE_VM | libc::SIGCHLD, argument.cast()) };
             if pid == -1 {

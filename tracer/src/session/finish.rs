@@ -154,8 +154,10 @@ impl Live<'_> {
 /// Share of events lost, percent.
 fn lost_pct(report: &Report) -> f64 {
     let lost = report.loss.events_lost as f64;
-    let seen = (report.totals.alloc_count + report.totals.unsure_count + report.totals.free_count) as f64;
-    if lost == 0.0 { 0.0 } else { 100.0 * lost / (lost + seen) }
+    // Of estimates only a share was seen.
+    let share = report.sampling.as_ref().map_or(1.0, |sampling| sampling.share);
+    let all = (report.totals.alloc_count + report.totals.unsure_count + report.totals.free_count) as f64;
+    if lost == 0.0 { 0.0 } else { 100.0 * lost / (lost + all * share) }
 }
 
 fn named_places(names: &Names) -> Vec<NamedPlace> {

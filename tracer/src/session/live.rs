@@ -200,6 +200,7 @@ impl<'a> Live<'a> {
         self.started_ns = now_ns();
         self.started_unix_ms =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let is_apart = self.bounded.as_ref().is_some_and(Bounded::is_apart);
         if let Some(path) = &self.plan.recording {
             let header = RecordingHeader {
                 memtrace_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -207,7 +208,7 @@ impl<'a> Live<'a> {
                 started_mono_ns: self.started_ns,
                 targets: self.traced.iter().map(|traced| traced.target.describe()).collect(),
                 settings: Settings {
-                    mode: Mode::Exact,
+                    mode: if is_apart { Mode::Sampled } else { Mode::Exact },
                     min_size_bytes: self.plan.limits.min_bytes,
                     max_size_bytes: Some(self.plan.limits.max_bytes).filter(|max| *max != u64::MAX),
                     domains: coverage::domains(self.plan.domains.as_deref(), &self.traced)

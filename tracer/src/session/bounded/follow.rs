@@ -265,7 +265,7 @@ impl Traced {
         let took = began.elapsed();
         self.followed.rested = Some(began + took.mul_f64(1.0 / EFFORT));
         let gone = blocks.iter().filter(|block| block.is_gone).count();
-        log::debug!("{gone} of {} blocks are gone; {took:?}", blocks.len());
+        log::trace!("{gone} of {} blocks are gone; {took:?}", blocks.len());
     }
 
     fn eyes(&mut self, memory: &ProcessMemory) -> Option<&mut Eyes> {

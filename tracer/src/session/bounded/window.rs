@@ -333,7 +333,7 @@ impl Live<'_> {
         }
         if let Some(Bounded { state: State::Closing(closing), .. }) = &mut self.bounded {
             // Its probes are gone, or nobody takes them away.
-            let _ = closing.wait();
+            closing.wait();
             self.end_window();
         }
         let mark = self.mark();
