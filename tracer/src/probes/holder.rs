@@ -6,11 +6,13 @@
 //! leaking uprobe" in the kernel's log). A process that is past that point, in its exit, is not disturbed any
 //! more, and closes what it still holds. So the last one to close a link is always a process that exits.
 
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+use super::aside::{self, STACK_BYTES};
 use std::collections::VecDeque;
-use std::io::{self, PipeWriter, Read as _};
-use std::mem::MaybeUninit;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::ptr;
 
 /// Most processes of one stage that let go side by side; further links share the last of them.
 const MOST_SIDE_BY_SIDE: usize = 8;
@@ -35,14 +37,11 @@ pub fn let_go(links: Vec<OwnedFd>) {
 /// was laid out for them. What they have of their own are the descriptors.
 pub struct Holders {
     pids: Vec<libc::pid_t>,
-    /// Of the stages that are not released yet.
-    stages: VecDeque<PipeWriter>,
+    /// What tells each stage that it is released; of those that are not yet.
+    stages: VecDeque<OwnedFd>,
     /// What the processes use, as long as they are there.
     laid_out: Vec<Child>,
 }
-
-/// Bytes of a holder's stack, of which it uses a few hundred.
-const STACK_BYTES: usize = 16 << 10;
 
 impl Holders {
     /// Makes one for each of the links of `stages`, which holds no other of them. All other descriptors are held by
@@ -52,89 +51,79 @@ impl Holders {
     /// When there is no room for another process, or for a pipe.
     pub fn new(stages: &[&[OwnedFd]]) -> io::Result<Self> {
         let (mut ready_reader, ready) = io::pipe()?;
-        let pipes: Vec<_> = stages.iter().map(|_| io::pipe()).collect::<io::Result<_>>()?;
-        let writers: Vec<RawFd> = pipes.iter().map(|(_, writer)| writer.as_raw_fd()).collect();
+        // Not the end of a pipe: other holders would have the other end of it too, and wait for each other.
+        let this = pidfd_open(getpid(), PidfdFlags::empty())?;
+        let events: VecDeque<OwnedFd> =
+            stages.iter().map(|_| Ok(eventfd(0, EventfdFlags::empty())?)).collect::<io::Result<_>>()?;
         let mut laid_out = Vec::new();
-        for (stage, (reader, _)) in pipes.iter().enumerate() {
+        for (stage, event) in events.iter().enumerate() {
             let count = stages[stage].len().clamp(1, MOST_SIDE_BY_SIDE);
             for number in 0..count {
                 let is_own = |of: usize, link: usize| of == stage && link.min(count - 1) == number;
                 let links = stages.iter().enumerate();
                 let links =
                     links.flat_map(|(of, links)| links.iter().enumerate().map(move |link| (of, link)));
-                let others =
-                    links.filter(|(of, (link, _))| !is_own(*of, *link)).map(|(_, (_, fd))| fd.as_raw_fd());
+                let others = links.filter(|(of, (link, _))| !is_own(*of, *link));
+                let polled =
+                    |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
                 laid_out.push(Child {
-                    closes: writers.iter().copied().chain(others).collect(),
-                    reader: reader.as_raw_fd(),
+                    closes: others.map(|(_, (_, fd))| fd.as_raw_fd()).collect(),
+                    until: [polled(event), polled(&this)],
                     ready: ready.as_raw_fd(),
                     byte: 0,
                     stack: vec![0; STACK_BYTES].into(),
                 });
             }
         }
-        let mut holders = Self { pids: Vec::new(), stages: VecDeque::new(), laid_out };
+        let mut holders = Self { pids: Vec::new(), stages: events, laid_out };
         if let Err(error) = holders.start() {
-            drop(pipes);
             holders.end();
             return Err(error);
         }
-        holders.stages = pipes.into_iter().map(|(_, writer)| writer).collect();
         drop(ready);
         // Not before each holds its own alone: else the last one to close a link may do so before its exit.
         ready_reader.read_exact(&mut vec![0; holders.pids.len()])?;
         Ok(holders)
     }
 
-    /// With all signals blocked, for good: no handler of this process may run in another that has its memory.
     fn start(&mut self) -> io::Result<()> {
-        let mut before = MaybeUninit::uninit();
-        // SAFETY: sets that the calls fill.
-        unsafe {
-            let mut all = MaybeUninit::uninit();
-            libc::sigfillset(all.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-        }
-        let mut started = Ok(());
-        for child in &mut self.laid_out {
-            let top = child.stack.as_mut_ptr().wrapping_add(STACK_BYTES & !15);
-            let argument: *mut Child = child;
-            // SAFETY: the stack is the child's alone, and like what the argument points to, which does not move any
-            // more, it is there until the child has been waited for.
-            let pid =
-                unsafe { libc::clone(hold, top.cast(), libc::CLONE_VM | libc::SIGCHLD, argument.cast()) };
-            if pid == -1 {
-                started = Err(io::Error::last_os_error());
-                break;
+        let Self { pids, laid_out, .. } = self;
+        aside::with_signals_blocked(|| {
+            for child in laid_out {
+                let top = child.stack.as_mut_ptr().wrapping_add(STACK_BYTES & !15);
+                let argument: *mut Child = child;
+                // SAFETY: the stack is the child's alone, and like what the argument points to, which does not move
+                // any more, it is there until the child has been waited for.
+                let pid =
+                    unsafe { libc::clone(hold, top.cast(), libc::CLONE_VM | libc::SIGCHLD, argument.cast()) };
+                if pid == -1 {
+                    return Err(io::Error::last_os_error());
+                }
+                pids.push(pid);
             }
-            self.pids.push(pid);
-        }
-        // SAFETY: the set that was filled above.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()) };
-        started
+            Ok(())
+        })
     }
 
     /// Lets those of the next stage exit. What this process has closed of it by now is let go of.
     pub fn release(&mut self) {
-        self.stages.pop_front();
+        if let Some(event) = self.stages.pop_front()
+            && let Err(error) = rustix::io::write(&event, &1_u64.to_ne_bytes())
+        {
+            log::error!("probes stay until memtrace ends: {error}");
+        }
     }
 
     /// Lets all exit, and waits until they have.
-    pub fn end(mut self) {
-        self.wait();
+    pub fn end(self) {
+        drop(self);
     }
 
     fn wait(&mut self) {
-        self.stages.clear();
-        for pid in self.pids.drain(..) {
-            loop {
-                // SAFETY: a null status is allowed.
-                let result = unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
-                if result != -1 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                    break;
-                }
-            }
+        while !self.stages.is_empty() {
+            self.release();
         }
+        self.pids.drain(..).for_each(aside::wait);
     }
 }
 
@@ -149,14 +138,14 @@ impl Drop for Holders {
 struct Child {
     /// Descriptors that it closes.
     closes: Vec<RawFd>,
-    /// End of the pipe that ends with the parent, or when the parent says so.
-    reader: RawFd,
+    /// What it waits for: to be released, or the end of its parent.
+    until: [libc::pollfd; 2],
     ready: RawFd,
     byte: u8,
     stack: Box<[u8]>,
 }
 
-/// In the child: waits for the end of the pipe, then exits. None of these calls fails, so none writes to the variable
+/// In the child: waits until it is released, or its parent is gone, then exits. None of these calls fails, so none writes to the variable
 /// for errors, which is the parent's.
 extern "C" fn hold(child: *mut libc::c_void) -> libc::c_int {
     let child: *mut Child = child.cast();
@@ -167,7 +156,7 @@ extern "C" fn hold(child: *mut libc::c_void) -> libc::c_int {
         }
         let byte: *mut libc::c_void = (&raw mut (*child).byte).cast();
         libc::write((*child).ready, byte, 1);
-        libc::read((*child).reader, byte, 1);
+        libc::poll((&raw mut (*child).until).cast(), 2, -1);
         libc::_exit(0)
     }
 }
@@ -176,7 +165,15 @@ extern "C" fn hold(child: *mut libc::c_void) -> libc::c_int {
 mod tests {
     use std::io::PipeReader;
 
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
     use super::*;
+
+    /// Holders have everything that is open in this process: no test may run beside another.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn is_open(reader: &mut PipeReader) -> bool {
         // SAFETY: an own descriptor; the flag makes a read fail instead of waiting.
@@ -190,6 +187,7 @@ mod tests {
 
     #[test]
     fn what_is_closed_here_stays_open_until_the_holders_end() {
+        let _alone = alone();
         for count in [0, 1, 3, MOST_SIDE_BY_SIDE + 2] {
             let pipes: Vec<_> = (0..count).map(|_| io::pipe().unwrap()).collect();
             let (mut readers, links): (Vec<_>, Vec<OwnedFd>) =
@@ -205,6 +203,7 @@ mod tests {
 
     #[test]
     fn each_holds_its_own_alone() {
+        let _alone = alone();
         let (mut first_reader, first) = io::pipe().unwrap();
         let (mut second_reader, second) = io::pipe().unwrap();
         let links = vec![OwnedFd::from(first), OwnedFd::from(second)];
@@ -220,6 +219,7 @@ mod tests {
 
     #[test]
     fn stages_go_one_after_the_other() {
+        let _alone = alone();
         let (mut first_reader, first) = io::pipe().unwrap();
         let (mut second_reader, second) = io::pipe().unwrap();
         let (first, second) = (vec![OwnedFd::from(first)], vec![OwnedFd::from(second)]);
@@ -235,5 +235,23 @@ mod tests {
         assert!(is_open(&mut second_reader));
         holders.end();
         assert!(!is_open(&mut second_reader));
+    }
+
+    #[test]
+    fn holders_do_not_wait_for_each_other() {
+        let _alone = alone();
+        let links = || {
+            let (reader, writer) = io::pipe().unwrap();
+            (reader, vec![OwnedFd::from(writer)])
+        };
+        let ((mut first_reader, first), (_second_reader, second)) = (links(), links());
+        let first_holders = Holders::new(&[&first]).unwrap();
+        let second_holders = Holders::new(&[&second]).unwrap();
+        drop((first, second));
+        first_holders.end();
+        // The others have it too, as all that was open when they were made.
+        assert!(is_open(&mut first_reader));
+        second_holders.end();
+        assert!(!is_open(&mut first_reader));
     }
 }

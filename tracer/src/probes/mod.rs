@@ -1,5 +1,6 @@
 //! Probes: the loaded eBPF object, where in a function a probe goes, and the links that hold it there.
 
+mod aside;
 pub mod attach;
 mod batch;
 mod bpf;

@@ -15,8 +15,8 @@ use aya::maps::{Map, MapData};
 use aya_obj::{Function, Object};
 use thiserror::Error;
 
-use super::bpf;
 use super::cost::{self, Runs};
+use super::{aside, bpf};
 
 /// `BPF_PROG_TYPE_KPROBE` of `enum bpf_prog_type`, linux/bpf.h: uprobes are of the same type.
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
@@ -226,8 +226,10 @@ impl MultiPrograms {
             pid: tgid,
             ..LinkAttr::default()
         };
+        // A signal that ended this process in the midst of it would leave breakpoints behind: those that are placed by
+        // then cannot be taken away by a task that is being killed.
         // SAFETY: the attribute names a string and arrays of `cnt` elements, which outlive the call.
-        unsafe { bpf::open(bpf::BPF_LINK_CREATE, &mut attr) }
+        aside::run(|| unsafe { bpf::open(bpf::BPF_LINK_CREATE, &mut attr) })?
     }
 
     /// What all programs together have cost since they were loaded, where that is counted (see [`super::cost`]).
