@@ -3,7 +3,7 @@
 //! The environment variable `MEMTRACE_RARE_SECONDS` says how many seconds pass between the large leaks of
 //! [`a_rare_large_leak_is_found_to_the_block`], 2 unless said otherwise.
 
-use crate::harm::{SEED, busy_target, expect_right, expect_untouched, next_random};
+use crate::harm::{SEED, breakpoints, busy_target, expect_right, expect_untouched, next_random};
 use crate::python;
 use memtrace_tests::harness::python::find;
 use memtrace_tests::harness::report::sum;
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LARGE_BYTES: u64 = 2 << 20;
 
@@ -167,6 +167,7 @@ fn a_rare_large_leak_is_found_to_the_block() {
 fn killing_memtrace_while_windows_come_and_go_does_no_harm() {
     const KILLS: u32 = 10;
     const LONGEST_MS: u64 = 2000;
+    const LONGEST_LEAVING: Duration = Duration::from_secs(1);
     let _root = as_root();
     let mut target = busy_target();
     let pid = target.pid().to_string();
@@ -179,6 +180,11 @@ fn killing_memtrace_while_windows_come_and_go_does_no_harm() {
         sleep(moment);
         let status = session.kill().status;
         assert_eq!(status.signal(), Some(libc::SIGKILL), "it runs until it is killed: {status}");
+        // Those that take a window's probes away may outlive memtrace by as long as that takes the kernel.
+        let until = Instant::now() + LONGEST_LEAVING;
+        while !breakpoints(&pid).is_empty() && Instant::now() < until {
+            sleep(Duration::from_millis(10));
+        }
         expect_untouched(&mut target, &format!("after kill {number}, {moment:?}, seed {SEED:#x}"));
         children = expect_right(&mut target, children);
     }

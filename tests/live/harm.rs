@@ -36,7 +36,7 @@ pub(crate) fn pair_ns(target: &mut Target) -> u64 {
 
 /// Addresses in executable mappings of files at which the target's memory is not what its file says: that is
 /// where breakpoints are.
-fn breakpoints(pid: &str) -> Vec<u64> {
+pub(crate) fn breakpoints(pid: &str) -> Vec<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let mut found = Vec::new();
