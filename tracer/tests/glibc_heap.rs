@@ -264,8 +264,9 @@ fn while_the_program_runs_no_live_block_is_taken_for_free() {
         eprintln!("{name}: {sum:?}");
         assert!(sum.live > 2000 && sum.free > 1000, "{name}: {sum:?}");
         assert_eq!(sum.live_seen_free, 0, "{name}: {sum:?}");
-        // One that moves from a cache to a bin between two reads is in neither.
-        assert!(sum.free_seen_live * 10_000 <= sum.free, "{name}: {sum:?}");
+        // One that moves from a cache to a bin between two reads is in neither: on a busy machine that took more than
+        // the reading, a whole cache of them at once, 20 of 105,276 once.
+        assert!(sum.free_seen_live * 1_000 <= sum.free, "{name}: {sum:?}");
         assert!((sum.live_unknown + sum.free_unknown) * 20 < sum.live + sum.free, "{name}: {sum:?}");
         assert_eq!(running.ask("rest"), "done");
     }
