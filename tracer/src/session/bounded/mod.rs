@@ -40,7 +40,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const MATURITY: Duration = Duration::from_secs(1);
 
 /// And when so many windows came later, in which its place was not handed out anew; where there are few, a third of
-/// all.
+/// all, and at least one.
 const LATER_WINDOWS: usize = 4;
 
 /// Windows that are remembered, to know which are younger than what counts.
@@ -243,10 +243,9 @@ impl Bounded {
     fn maturity(&self, now_ns: u64) -> (u64, f64) {
         let least_ns = MATURITY.as_nanos() as u64;
         let mut recent = self.recent.iter().rev();
-        let later = LATER_WINDOWS.min(self.recent.len() / 3);
+        let later = (self.recent.len() / 3).clamp(1, LATER_WINDOWS);
         let age_ns = |window: &Recent| now_ns.saturating_sub(window.opened_ns);
-        let maturity_ns =
-            recent.nth(later.saturating_sub(1)).filter(|_| later > 0).map_or(0, age_ns).max(least_ns);
+        let maturity_ns = recent.nth(later - 1).map_or(0, age_ns).max(least_ns);
         let young = self.recent.iter().filter(|window| age_ns(window) <= maturity_ns);
         (maturity_ns, young.map(|window| window.represented_s).sum())
     }
