@@ -26,7 +26,6 @@ use tracer_common::event::{
 use tracer_common::lost;
 use tracer_common::probe::{Action, Domain, Function};
 
-pub use sampled::SampledBlock;
 pub use windows::{Window, Windows};
 
 use crate::estimate::Weight;
@@ -193,8 +192,14 @@ impl Ledger {
     }
 
     /// Whether a heap block at `addr` is outstanding that was there at `time_ns`.
-    pub fn has_heap_block(&self, addr: u64, time_ns: u64) -> bool {
-        self.heap.get(&addr).is_some_and(|block| block.time_ns <= time_ns)
+    fn has_heap_block(&self, addr: u64, time_ns: u64) -> bool {
+        self.born_ns(addr).is_some_and(|born_ns| born_ns <= time_ns)
+    }
+
+    /// When the heap block at `addr` was allocated, which tells it from others that have been there; `None` where
+    /// there is none.
+    pub fn born_ns(&self, addr: u64) -> Option<u64> {
+        self.heap.get(&addr).map(|block| block.time_ns)
     }
 
     fn look_into(&mut self, record: &ContentRecord) {

@@ -1,26 +1,10 @@
 //! The books of a sampled trace: what of heap blocks is seen, and what is not.
 
 use tracer_common::event::{SampledRecord, WindowRecord};
-use tracer_common::probe::Domain;
 
 use super::block::Block;
 use super::{Ledger, Windows, domain};
 use crate::estimate::Weight;
-
-/// An outstanding heap block whose free would not have been seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SampledBlock {
-    /// Where it is.
-    pub addr: u64,
-    /// Bytes of it.
-    pub size_bytes: u64,
-    /// When it was allocated.
-    pub time_ns: u64,
-    /// The domain that the probe told.
-    pub domain: Domain,
-    /// For how many it stands; 1 where it was allocated in a phase in which everything was traced.
-    pub weight: Weight,
-}
 
 impl Ledger {
     /// Empty books for what the process runs next: it is in the same window.
@@ -41,21 +25,6 @@ impl Ledger {
     /// Whether an allocator has told of a block that it chose as a sample.
     pub fn is_told(&self) -> bool {
         self.rows.iter().any(|row| row.is_told)
-    }
-
-    /// The outstanding heap blocks of which only their allocator can tell whether they live: those that were seen in
-    /// a window, and those of a phase in which everything was traced, once it is over.
-    pub fn sampled_blocks(&self) -> impl Iterator<Item = SampledBlock> + '_ {
-        // Also those in a call: where the window closed before it returned, nothing more is heard of it.
-        let followed =
-            self.heap.iter().filter(|(_, block)| !block.is_unsure() && !self.would_see_free(block));
-        followed.map(|(addr, block)| SampledBlock {
-            addr: *addr,
-            size_bytes: block.size_bytes,
-            time_ns: block.time_ns,
-            domain: self.rows.get(block.row()).domain,
-            weight: block.weight,
-        })
     }
 
     pub(super) fn would_see_free(&self, block: &Block) -> bool {

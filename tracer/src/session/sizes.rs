@@ -148,7 +148,7 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     if is_bounded {
         // While the probes are taken away the target still meets them.
         let counting = mem::take(&mut counting);
-        thread::spawn(move || drop(counting));
+        let _ = thread::Builder::new().name("memtrace-counted".to_owned()).spawn(move || drop(counting));
     }
     let counted: Vec<f64> =
         counted.iter().zip(&before).map(|(after, before)| (after - before) as f64).collect();

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use tracer_common::event::{ContentRecord, Header, Kind};
 
+use super::Bounded;
 use crate::heap::{BlockState, Content, ObjectReader, PymallocHeap, glibc};
+use crate::ledger::Ledger;
 use crate::model::Event;
 use crate::session::heaps::known;
 use crate::session::live::{Live, now_ns};
@@ -58,6 +60,8 @@ struct Cohort {
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     pub(super) addr: u64,
+    /// When it was allocated: another block may be there later.
+    pub(super) born_ns: u64,
     /// Whether it is of one of pymalloc's pools.
     is_in_pool: bool,
     /// Whether it was found to be gone.
@@ -132,9 +136,19 @@ enum Seen {
 }
 
 impl Candidate {
-    /// The block at `addr`.
-    pub const fn new(addr: u64, is_in_pool: bool) -> Self {
-        Self { addr, is_in_pool, is_gone: false, face: None }
+    /// The block that was given at `born_ns`.
+    pub const fn new(addr: u64, born_ns: u64, is_in_pool: bool) -> Self {
+        Self { addr, born_ns, is_in_pool, is_gone: false, face: None }
+    }
+
+    /// Whether the books have it, and no other at its address.
+    pub fn is_in(&self, ledger: &Ledger) -> bool {
+        ledger.born_ns(self.addr) == Some(self.born_ns)
+    }
+
+    /// Its address was handed out again, or given back.
+    pub const fn ended(&mut self) {
+        self.is_gone = true;
     }
 
     /// Whether it was found to be gone.
@@ -204,13 +218,16 @@ impl Live<'_> {
 
     /// Looks at the blocks whose time has come.
     pub(in crate::session) fn look(&mut self) {
+        // To walk a heap may take a second, in which nobody would take what an open window tells.
+        let is_open = self.bounded.as_ref().is_some_and(Bounded::is_open);
+        let whom = if is_open { Whom::Pools } else { Whom::All };
         for index in 0..self.traced.len() {
             let traced = &mut self.traced[index];
             if traced.has_ended || traced.followed.due().is_none_or(|due| due > Instant::now()) {
                 continue;
             }
             let time_ns = now_ns();
-            let gone = traced.look();
+            let gone = traced.look(whom);
             // What was read of a process that is gone may be another's that has its number.
             if traced.target.process.is_alive() {
                 self.enter_gone(index, time_ns, gone);
@@ -235,17 +252,16 @@ impl Live<'_> {
 
 impl Traced {
     /// Asks what has become of the blocks that are due, and gives those that are gone.
-    fn look(&mut self) -> Vec<u64> {
+    fn look(&mut self, whom: Whom) -> Vec<u64> {
         let mut cohorts = self.followed.take_due(Instant::now());
         let (mut blocks, mut sizes) = (Vec::new(), Vec::new());
         for cohort in &mut cohorts {
             let before = blocks.len();
             let ledger = &self.trace.ledger;
-            blocks
-                .extend(cohort.blocks.drain(..).filter(|block| ledger.has_heap_block(block.addr, u64::MAX)));
+            blocks.extend(cohort.blocks.drain(..).filter(|block| block.is_in(ledger)));
             sizes.push(blocks.len() - before);
         }
-        self.ask_of(&mut blocks, Whom::All);
+        self.ask_of(&mut blocks, whom);
         let gone = blocks.iter().filter(|block| block.is_gone).map(|block| block.addr).collect();
         let mut asked = blocks.into_iter();
         for (cohort, size) in cohorts.iter_mut().zip(sizes) {

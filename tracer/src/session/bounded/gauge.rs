@@ -28,6 +28,8 @@ pub struct Gauge {
     sites: Vec<Vec<(ProbeSite, f64)>>,
     /// How long the targets were on processors meanwhile, seconds.
     counted_cpu_s: f64,
+    /// What tracing the calls that were counted would have cost, seconds.
+    tracing_s: f64,
     /// Hits of the chosen ones meanwhile.
     chosen_hits: f64,
     waits: u32,
@@ -35,18 +37,23 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    /// With `sites` of each target, of which the hits were counted in `counted_cpu_s` seconds on processors.
-    pub fn new(sites: Vec<Vec<(ProbeSite, f64)>>, counted_cpu_s: f64) -> Self {
+    /// With `sites` of each target, of which the hits were counted in `counted_cpu_s` seconds on processors; to trace
+    /// these would have cost `tracing_s`.
+    pub fn new(sites: Vec<Vec<(ProbeSite, f64)>>, counted_cpu_s: f64, tracing_s: f64) -> Self {
         let sites = sites.into_iter().map(|mut sites| {
             sites.retain(|(_, hits)| *hits > 0.0);
             sites.sort_by(|a, b| b.1.total_cmp(&a.1));
             sites
         });
-        Self { sites: sites.collect(), counted_cpu_s, ..Self::default() }
+        Self { sites: sites.collect(), counted_cpu_s, tracing_s, ..Self::default() }
     }
 
-    /// Those of each target that had no more than `most_hits` together; at least the one with the fewest, where it
-    /// does not have many times as many.
+    /// Whether it will be known how fast the targets run, and is not yet.
+    pub fn is_open(&self) -> bool {
+        !self.is_settled && self.chosen_hits > 0.0
+    }
+
+    /// Those of each target that had no more than `most_hits` together; none, where each has more.
     fn choose(&mut self, most_hits: f64) -> Vec<Vec<ProbeSite>> {
         let mut sum = 0.0;
         let mut chosen: Vec<Vec<ProbeSite>> = Vec::new();
@@ -72,12 +79,6 @@ impl Live<'_> {
         let gauge = &mut bounded.gauge;
         let per_second = bounded.budget * SHARE_OF_BUDGET / bounded.trap_s;
         let chosen = gauge.choose(per_second * LEAST_SPEED * gauge.counted_cpu_s);
-        let chosen = if gauge.chosen_hits > 0.0 {
-            chosen
-        } else {
-            let least = gauge.sites.iter().flatten().map(|(_, hits)| *hits).fold(f64::INFINITY, f64::min);
-            gauge.choose(least)
-        };
         self.place_gauge(&chosen);
     }
 
@@ -85,7 +86,7 @@ impl Live<'_> {
     pub(super) fn settle_gauge(&mut self, span: Span) -> bool {
         let Some(bounded) = &mut self.bounded else { return true };
         let gauge = &mut bounded.gauge;
-        if gauge.is_settled || gauge.chosen_hits == 0.0 {
+        if !gauge.is_open() {
             return true;
         }
         if span.hits < ENOUGH_HITS && gauge.waits < MOST_WAITS {
@@ -94,33 +95,35 @@ impl Live<'_> {
             return false;
         }
         gauge.is_settled = true;
-        if span.hits == 0.0 || span.cpu_s <= 0.0 {
-            return true;
-        }
-        // In how much of the target's own time its calls were counted.
-        let counted_s = gauge.chosen_hits / (span.hits / span.cpu_s);
-        let per_second = bounded.budget * SHARE_OF_BUDGET / bounded.trap_s;
         let before = gauge.chosen_hits;
-        let chosen = gauge.choose(per_second * counted_s);
-        log::debug!(
-            "the gauge: {} hits in {:.3} s on a processor; from {before} to {} of the hits counted before, {:.0} a \
-             second",
-            span.hits,
-            span.cpu_s,
-            gauge.chosen_hits,
-            gauge.chosen_hits / counted_s
-        );
-        if gauge.chosen_hits != before {
-            bounded.progress = Progress::default();
-            self.place_gauge(&chosen);
-            let mark = self.mark();
-            let Some(bounded) = &mut self.bounded else { return true };
-            bounded.sums.sampled_s += (span.cpu_s - span.cost_s).max(0.0);
-            bounded.last = mark;
-            bounded.due = mark.at + seconds(WAIT_S);
-            return false;
+        let mut chosen = None;
+        if span.hits > 0.0 && span.cpu_s > 0.0 {
+            // In how much of the target's own time its calls were counted.
+            let counted_s = before / (span.hits / span.cpu_s);
+            let per_second = bounded.budget * SHARE_OF_BUDGET / bounded.trap_s;
+            bounded.predicted_slowdown = Some(1.0 + gauge.tracing_s / counted_s);
+            chosen = Some(gauge.choose(per_second * counted_s));
+            log::debug!(
+                "the gauge: {} hits in {:.3} s on a processor; from {before} to {} of the hits counted before, {:.0} \
+                 a second",
+                span.hits,
+                span.cpu_s,
+                gauge.chosen_hits,
+                gauge.chosen_hits / counted_s
+            );
         }
-        true
+        let is_the_same = gauge.chosen_hits == before;
+        self.say_slowdown();
+        let Some(chosen) = chosen.filter(|_| !is_the_same) else { return true };
+        self.place_gauge(&chosen);
+        let mark = self.mark();
+        let Some(bounded) = &mut self.bounded else { return true };
+        bounded.progress = Progress::default();
+        bounded.governor.apart(span.wall_s, span.cost_s.min(span.wall_s));
+        bounded.sums.sampled_s += (span.cpu_s - span.cost_s).max(0.0);
+        bounded.last = mark;
+        bounded.due = mark.at + seconds(WAIT_S);
+        false
     }
 
     fn place_gauge(&mut self, sites: &[Vec<ProbeSite>]) {

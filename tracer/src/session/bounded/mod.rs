@@ -23,7 +23,6 @@ pub use predict::Prediction;
 
 use super::live::Live;
 use super::sizes::Counted;
-use crate::cli::plan::DEFAULT_MAX_OVERHEAD_PCT;
 use crate::govern::{Governor, Phase, Progress, Span};
 use crate::model::{Sampling, SamplingFacts};
 use crate::probes::cost::{self, Runs};
@@ -113,6 +112,14 @@ enum State {
     Open(Open),
     /// A window's that are being taken away.
     Closing(Closing),
+}
+
+/// How old blocks must be to count as outstanding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Maturity {
+    age_ns: u64,
+    /// What the windows stand for that are younger, seconds.
+    immature_s: f64,
 }
 
 /// A window that may be too young to count.
@@ -230,24 +237,26 @@ impl Bounded {
             max_overhead: Some(self.budget),
         };
         let of = |whole_s: f64, part_s: f64| if part_s > 0.0 { whole_s / part_s } else { 1.0 };
-        let (maturity_ns, immature_s) = self.maturity(now_ns);
+        let Maturity { age_ns, immature_s } = Maturity::of(&self.recent, now_ns);
+        let counted_s = sums.represented_s - immature_s;
         Some(SamplingFacts {
             correction: of(all_s, sums.represented_s),
-            outstanding_correction: of(sums.represented_s, sums.represented_s - immature_s),
-            maturity_ns,
+            outstanding_correction: of(sums.represented_s, counted_s),
+            maturity_ns: age_ns,
             sampling,
         })
     }
+}
 
-    /// How old blocks must be to count as outstanding, and what the windows stand for that are younger, seconds.
-    fn maturity(&self, now_ns: u64) -> (u64, f64) {
+impl Maturity {
+    /// By the last windows, oldest first.
+    fn of(recent: &VecDeque<Recent>, now_ns: u64) -> Self {
         let least_ns = MATURITY.as_nanos() as u64;
-        let mut recent = self.recent.iter().rev();
-        let later = (self.recent.len() / 3).clamp(1, LATER_WINDOWS);
-        let age_ns = |window: &Recent| now_ns.saturating_sub(window.opened_ns);
-        let maturity_ns = recent.nth(later - 1).map_or(0, age_ns).max(least_ns);
-        let young = self.recent.iter().filter(|window| age_ns(window) <= maturity_ns);
-        (maturity_ns, young.map(|window| window.represented_s).sum())
+        let later = (recent.len() / 3).clamp(1, LATER_WINDOWS);
+        let age_of = |window: &Recent| now_ns.saturating_sub(window.opened_ns);
+        let age_ns = recent.iter().rev().nth(later - 1).map_or(0, age_of).max(least_ns);
+        let young = recent.iter().filter(|window| age_of(window) <= age_ns);
+        Self { age_ns, immature_s: young.map(|window| window.represented_s).sum() }
     }
 }
 
@@ -269,36 +278,34 @@ impl Live<'_> {
                  whatever it costs"
                     .to_owned(),
             ),
-            Some(bounded) => self.say_phase(bounded),
+            Some(_) => log::info!("tracing every call is expected to cost {:?} times", prediction.slowdown),
         }
         if let Some(bounded) = &mut self.bounded {
-            bounded.gauge = Gauge::new(mem::take(&mut prediction.gauge), prediction.counted_cpu_s);
+            let calls = mem::take(&mut prediction.calls);
+            bounded.gauge = Gauge::new(calls, prediction.counted_cpu_s, prediction.tracing_s);
         }
         prediction
     }
 
     /// With `--exact`.
     fn warn_of_slowdown(&self, prediction: &Prediction) {
-        if let Some(slowdown) = prediction.slowdown.filter(|slowdown| *slowdown > WARNED_OF) {
+        let slowdown = prediction.slowdown.filter(|slowdown| *slowdown > WARNED_OF);
+        if let Some(slowdown) = slowdown.filter(|_| !self.plan.quiet) {
             eprintln!(
-                "memtrace: warning: exact tracing will slow this process about {slowdown:.1} times as long as it \
-                 lasts; without --exact it is held to {}%",
-                DEFAULT_MAX_OVERHEAD_PCT
+                "memtrace: warning: exact tracing will slow this process about {slowdown:.1} times as long as it lasts"
             );
         }
     }
 
-    fn say_phase(&self, bounded: &Bounded) {
+    /// Says what it would cost to trace every call, where that is too much.
+    fn say_slowdown(&self) {
+        let Some(bounded) = self.bounded.as_ref().filter(|bounded| bounded.is_apart()) else { return };
         let (Some(slowdown), false) = (bounded.predicted_slowdown, self.plan.quiet) else { return };
-        let pct = 100.0 * bounded.budget;
-        if bounded.is_apart() {
-            eprintln!(
-                "memtrace: tracing every call would slow this process about {slowdown:.1} times: sampling, within \
-                 {pct}% (--max-overhead; --exact traces all)"
-            );
-        } else {
-            log::info!("tracing every call is expected to take {:.2}%", 100.0 * (slowdown - 1.0));
-        }
+        let pct = self.plan.max_overhead_pct.unwrap_or(0.0);
+        eprintln!(
+            "memtrace: tracing every call would slow this process about {slowdown:.1} times: sampling, within {pct}% \
+             (--max-overhead; --exact traces all)"
+        );
     }
 
     /// The trace begins now: what was counted before is not its.
@@ -311,7 +318,11 @@ impl Live<'_> {
             _ => bounded.last.at + seconds(bounded.governor.next_distance()),
         };
         if bounded.is_apart() {
+            let is_told_later = bounded.gauge.is_open();
             self.set_gate(true);
+            if !is_told_later {
+                self.say_slowdown();
+            }
         }
     }
 
@@ -353,9 +364,11 @@ impl Live<'_> {
         for traced in &mut self.traced {
             traced.balance = None;
             let traces_pools = traced.traces_pools();
-            let blocks = traced.trace.ledger.heap_blocks();
-            let followed = blocks
-                .map(|(addr, _, domain, _)| Candidate::new(addr, traces_pools && domain == Domain::PyObject));
+            let ledger = &traced.trace.ledger;
+            let followed = ledger.heap_blocks().filter_map(|(addr, _, domain, _)| {
+                let is_in_pool = traces_pools && domain == Domain::PyObject;
+                Some(Candidate::new(addr, ledger.born_ns(addr)?, is_in_pool))
+            });
             traced.followed.add(followed.collect());
         }
         self.instrument_all();

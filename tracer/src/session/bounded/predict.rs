@@ -10,16 +10,19 @@ use crate::session::sizes::Counted;
 use crate::session::traced::probed_sites;
 use crate::target::{ProbeSite, Target};
 
-/// What a program that traces takes beside its trap, by `cargo xtask bench` (docs/overhead.md): one that allocates
-/// walks a stack, one that frees sends a record.
+/// What a program that traces takes beside its trap: one that allocates walks a stack, one that frees sends a record.
+/// Measured in windows of the request loop of `cargo xtask bench`, by the kernel's own counts, 2.2 to 2.7
+/// microseconds; with a shallow stack of C by docs/overhead.md.
+const ALLOCATES_IN_PYTHON: Duration = Duration::from_nanos(2_200);
 const ALLOCATES: Duration = Duration::from_nanos(900);
 const GIVES_BACK: Duration = Duration::from_nanos(250);
 
 /// What a trap takes where it could not be measured.
 const TRAP: Duration = Duration::from_nanos(500);
 
-/// A program that has more to do than the trial finds less of itself in the caches behind a trap. Measured on a Python
-/// server: the trial took 0.6 microseconds, a trap in it 1.1 to 1.3.
+/// A program that has more to do than the trial finds less of itself in the caches behind a trap. The trial took 0.6
+/// microseconds; in the request loop of `cargo xtask bench` windows took 1.2 to 1.7 for each trap, beside what the
+/// kernel counted for the programs.
 const IN_SITU: f64 = 2.0;
 
 /// What is known before the trace.
@@ -39,7 +42,9 @@ pub struct Prediction {
     /// Of each target, the sites that were hit while calls were counted: module and offset in its file.
     pub hot: Vec<HashSet<(u32, u64)>>,
     /// Of each target, its sites and how often each was hit.
-    pub gauge: Vec<Vec<(ProbeSite, f64)>>,
+    pub calls: Vec<Vec<(ProbeSite, f64)>>,
+    /// What it would have cost to trace these, seconds.
+    pub tracing_s: f64,
     /// How long the targets were on processors meanwhile, seconds.
     pub counted_cpu_s: f64,
 }
@@ -62,23 +67,21 @@ impl Prediction {
             let hits: f64 = seen.hits.iter().sum();
             let cpu_s = seen.cpu_s.max(1e-6);
             let own_s = (cpu_s - hits * trap_s).max(0.05 * cpu_s);
+            let allocates = if target.cpython.is_some() { ALLOCATES_IN_PYTHON } else { ALLOCATES };
+            let calls = sites.iter().zip(&seen.hits);
+            let tracing_s: f64 = calls.map(|(site, hits)| hits * cost_s(site, trap_s, allocates)).sum();
             // For each second on a processor.
-            let rates: Vec<f64> = seen.hits.iter().map(|hits| hits / own_s).collect();
-            let cost: f64 = sites.iter().zip(&rates).map(|(site, rate)| rate * cost_s(site, trap_s)).sum();
+            let cost = tracing_s / own_s;
             let busy = (cpu_s / counted.wall_s).min(parallel);
             prediction.slowdown = Some(prediction.slowdown.unwrap_or(1.0).max(1.0 + cost));
             prediction.exact_share = Some(prediction.exact_share.unwrap_or(0.0).max(busy * cost / parallel));
             prediction.lost_s = prediction.lost_s.max((cpu_s - own_s) / parallel);
             let hit = sites.iter().zip(&seen.hits).filter(|(_, hits)| **hits > 0.0);
             prediction.hot.push(hit.map(|(site, _)| (site.module, site.file_offset)).collect());
-            log::debug!(
-                "{} of {} sites are hit",
-                seen.hits.iter().filter(|hits| **hits > 0.0).count(),
-                sites.len()
-            );
             let calls = sites.iter().cloned().zip(seen.hits.iter().copied());
-            prediction.gauge.push(calls.filter(|(site, _)| site.function.domain() != Domain::Mmap).collect());
+            prediction.calls.push(calls.filter(|(site, _)| site.function.domain() != Domain::Mmap).collect());
             prediction.counted_cpu_s += cpu_s;
+            prediction.tracing_s += tracing_s;
         }
         prediction
     }
@@ -96,13 +99,13 @@ fn parallel(target: &Target) -> f64 {
 }
 
 /// What a call at `site` takes, seconds.
-fn cost_s(site: &ProbeSite, trap_s: f64) -> f64 {
+fn cost_s(site: &ProbeSite, trap_s: f64, allocates: Duration) -> f64 {
     let traps = if site.function.ending() == Ending::Unseen { 1.0 } else { 2.0 };
     let program = match site.function.action() {
         Action::Release | Action::PutIntoPool | Action::TellSampleGone | Action::Unmap | Action::Throw => {
             GIVES_BACK
         }
-        _ => ALLOCATES,
+        _ => allocates,
     };
     traps * trap_s + program.as_secs_f64()
 }

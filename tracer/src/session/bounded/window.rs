@@ -1,6 +1,7 @@
 //! One window: probes come, some milliseconds are traced, probes go, and what was seen gets its weight.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::mem;
 use std::thread;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracer_common::event::{AllocateRecord, Header, Kind, ReleaseRecord, WindowRecord};
+use tracer_common::event::{Header, Kind, WindowRecord};
 use tracer_common::probe::{Action, Function};
 
 use super::follow::{Candidate, Whom};
@@ -87,13 +88,40 @@ const SHORT: Duration = Duration::from_millis(2);
 /// Weight of the last window in running means.
 const NEWEST: f64 = 0.3;
 
-/// The address that an allocation was given.
-fn handed_out(event: &Event) -> Option<u64> {
-    match event {
-        Event::Allocate(record) => Some(record.addr),
-        Event::ReplaceEnd(record) => Some(record.addr).filter(|addr| *addr != 0),
-        _ => None,
+/// The addresses at which a call says that the block that was there has ended: they are given back, or handed out
+/// again.
+fn ends(event: &Event) -> impl Iterator<Item = u64> {
+    let addrs = match event {
+        Event::Allocate(record) => [record.addr, 0],
+        Event::Release(record) => [record.addr, 0],
+        Event::ReplaceEnd(record) => [record.released_addr, record.addr],
+        _ => [0, 0],
+    };
+    addrs.into_iter().filter(|addr| *addr != 0)
+}
+
+/// The blocks that calls up to `closed_ns` were given and did not give back. Those that ended by calls that came later
+/// are marked.
+fn outlived<'a>(events: impl Iterator<Item = &'a Event>, closed_ns: u64) -> Vec<Candidate> {
+    let mut blocks: HashMap<u64, Candidate> = HashMap::new();
+    for event in events {
+        if event.header().time_ns > closed_ns {
+            for addr in ends(event) {
+                blocks.entry(addr).and_modify(Candidate::ended);
+            }
+            continue;
+        }
+        ends(event).for_each(|addr| _ = blocks.remove(&addr));
+        let given = match event {
+            Event::Allocate(record) => Some((record.addr, &record.header)),
+            Event::ReplaceEnd(record) if record.addr != 0 => Some((record.addr, &record.header)),
+            _ => None,
+        };
+        if let Some((addr, header)) = given {
+            blocks.insert(addr, Candidate::new(addr, header.time_ns, is_in_pool(header)));
+        }
     }
+    blocks.into_values().collect()
 }
 
 /// Whether a block was seen where it left one of pymalloc's pools.
@@ -121,11 +149,17 @@ impl Live<'_> {
         bounded.window += 1;
         self.set_gate(true);
         let mut probes = InPlace::default();
+        let mut refused = None;
         for traced in self.traced.iter().filter(|traced| !traced.has_ended) {
             match traced.comings.place(&mut self.kernel) {
                 Ok(placed) => probes.join(placed),
-                Err(error) => log::info!("no window in process {}: {error}", traced.target.process.tgid),
+                // One that is gone has nothing to tell.
+                Err(_) if !traced.target.process.is_alive() => {}
+                Err(error) => refused = Some((traced.target.process.tgid, error)),
             }
+        }
+        if let Some((tgid, error)) = refused {
+            return self.skip_window(tgid, &error);
         }
         self.set_gate(false);
         let opened_ns = now_ns();
@@ -134,6 +168,19 @@ impl Live<'_> {
         let Some(bounded) = &mut self.bounded else { return };
         bounded.state = State::Open(Open { probes, began, opened, opened_ns });
         bounded.due = Instant::now() + WINDOW;
+    }
+
+    /// A window that would not see every call is none: what came before it stands for nothing, and the others make up
+    /// for it.
+    fn skip_window(&mut self, tgid: u32, error: &io::Error) {
+        self.note(format!("windows of process {tgid} could not be opened: {error}"));
+        let mark = self.mark();
+        let Some(bounded) = &mut self.bounded else { return };
+        let span = mark.since(&bounded.last, bounded.trap_s);
+        bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
+        bounded.sums.sampled_s += bounded.gap_s;
+        bounded.last = mark;
+        bounded.due = mark.at + seconds(bounded.governor.next_distance());
     }
 
     /// The window is over: what it saw goes into the books. Its probes are on their way.
@@ -194,7 +241,8 @@ impl Live<'_> {
         bounded.last = ended;
         log::debug!(
             "window {}: placed in {:.1} ms, open {:.1} ms, gone in {:.1} ms; of these {:.2} and {:.1} ms the target's \
-             own, {:.1} ms lost; {} of {} hits; {} of {} traps, {:.0} ns each; weight {weight:.0}, exact would take {exact_share:.2}",
+             own, {:.1} ms lost; {} of {} hits; {} of {} traps, {:.0} ns each; weight {weight:.0}, exact would take \
+             {exact_share:.2}",
             bounded.window,
             1e3 * (opened.at - began.at).as_secs_f64(),
             1e3 * open.wall_s,
@@ -221,35 +269,16 @@ impl Live<'_> {
         }
     }
 
-    /// The blocks that were allocated in the window and are still there, with what is in them.
+    /// The blocks that were allocated in the window and not given back in it, with what is in them; those that ended
+    /// while they were looked at are marked.
     fn first_look(&mut self, index: usize, closed_ns: u64) -> Vec<Candidate> {
         let traced = &mut self.traced[index];
-        let mut blocks: HashMap<u64, bool> = HashMap::new();
-        for (event, _) in &traced.held {
-            match event {
-                Event::Allocate(record) if record.header.time_ns <= closed_ns => {
-                    blocks.insert(record.addr, is_in_pool(&record.header));
-                }
-                Event::ReplaceEnd(record) if record.header.time_ns <= closed_ns => {
-                    blocks.remove(&record.released_addr);
-                    if record.addr != 0 {
-                        blocks.insert(record.addr, false);
-                    }
-                }
-                Event::Allocate(AllocateRecord { addr, .. }) | Event::Release(ReleaseRecord { addr, .. }) => {
-                    blocks.remove(addr);
-                }
-                _ => {}
-            }
-        }
-        let blocks = blocks.into_iter().map(|(addr, is_in_pool)| Candidate::new(addr, is_in_pool));
-        let mut blocks: Vec<Candidate> = blocks.collect();
+        let mut blocks: Vec<Candidate> = outlived(traced.held.iter().map(|(event, _)| event), closed_ns);
         traced.ask_of(&mut blocks, Whom::Pools);
         blocks
     }
 
-    /// Enters what was seen in a window that closed at `closed_ns`, of which the `candidates` of each target were still
-    /// there.
+    /// Enters what was seen in a window that closed at `closed_ns`, which the `candidates` of each target outlived.
     fn enter_window(&mut self, opened_ns: u64, closed_ns: u64, weight: f64, candidates: Vec<Vec<Candidate>>) {
         for (index, mut candidates) in candidates.into_iter().enumerate() {
             self.enter_weight(index, opened_ns, closed_ns, weight);
@@ -258,19 +287,13 @@ impl Live<'_> {
                 .partition(|(event, _)| event.header().time_ns <= closed_ns);
             self.traced[index].held = held;
             self.enter_held_of(index);
-            // A block whose address was handed out again was freed.
-            let again: HashSet<u64> = late.iter().filter_map(|(event, _)| handed_out(event)).collect();
+            let ended: HashSet<u64> = late.iter().flat_map(|(event, _)| ends(event)).collect();
             let traced = &mut self.traced[index];
-            let mut gone = Vec::new();
-            candidates.retain(|block| {
-                let is_there = !again.contains(&block.addr) && !block.is_gone();
-                if !is_there {
-                    gone.push(block.addr);
-                }
-                is_there && traced.trace.ledger.has_heap_block(block.addr, u64::MAX)
-            });
-            traced.followed.add(candidates);
-            self.enter_gone(index, now_ns(), gone);
+            candidates.retain(|block| block.is_in(&traced.trace.ledger));
+            candidates.iter_mut().filter(|block| ended.contains(&block.addr)).for_each(Candidate::ended);
+            let (gone, there): (Vec<_>, Vec<_>) = candidates.into_iter().partition(Candidate::is_gone);
+            traced.followed.add(there);
+            self.enter_gone(index, now_ns(), gone.into_iter().map(|block| block.addr).collect());
         }
     }
 
