@@ -49,6 +49,11 @@ impl Orderer {
         self.latest_ns
     }
 
+    /// Whether records are held back: a round without new ones gives them out.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// The ring was drained: gives out, in order, what had arrived before the round that ends here.
     pub fn end_round(&mut self) -> Vec<Stamped> {
         let horizon = std::mem::replace(&mut self.horizon_ns, self.latest_ns);
@@ -103,7 +108,10 @@ mod tests {
         orderer.push(at(4));
         orderer.push(at(3));
         assert_eq!(times(&orderer.end_round()), [1, 2]);
-        assert_eq!(times(&orderer.finish()), [3, 4]);
+        assert!(orderer.is_holding());
+        assert_eq!(times(&orderer.end_round()), [3, 4]);
+        assert!(!orderer.is_holding());
+        assert!(orderer.end_round().is_empty() && orderer.finish().is_empty());
         assert_eq!(orderer.late(), 0);
     }
 

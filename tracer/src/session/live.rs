@@ -38,6 +38,9 @@ use crate::trace::Trace;
 /// A recording that is cut short by a kill lacks at most what came since.
 const FLUSH_PERIOD: Duration = Duration::from_secs(1);
 
+/// A round ends this long after the last record, if no other comes.
+const ROUND: Duration = Duration::from_millis(10);
+
 /// Between the end of a trace and the last look at the ring.
 pub(super) const GRACE: Duration = Duration::from_millis(2);
 
@@ -75,6 +78,8 @@ pub struct Live<'a> {
     pub(super) hot: HashSet<(u32, u64)>,
     /// When forked children are to be freed of their traps.
     pub(super) sweep_due: Option<Instant>,
+    /// When a round ends, whether more comes or not: what it holds back may be acted upon.
+    round_due: Option<Instant>,
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds: the clock of the records.
@@ -131,6 +136,7 @@ impl<'a> Live<'a> {
             bounded: None,
             hot: HashSet::new(),
             sweep_due: None,
+            round_due: None,
         })
     }
 
@@ -276,6 +282,7 @@ impl<'a> Live<'a> {
                     let batch = batch.context("read the ring buffer")?;
                     self.take(&batch);
                 }
+                () = at(self.round_due) => self.take_round(),
             }
         }
         Ok(())
@@ -337,7 +344,14 @@ impl<'a> Live<'a> {
             self.orderer.push(record);
         }
         let records = self.orderer.end_round();
+        self.round_due = self.orderer.is_holding().then(|| Instant::now() + ROUND);
         self.enter(records);
+    }
+
+    /// The targets are silent: a round ends all the same.
+    fn take_round(&mut self) {
+        let batch = self.collector.drain();
+        self.take(&batch);
     }
 
     /// Enters records in the books. Their new stacks are placed by mappings that are read after the stacks
