@@ -17,7 +17,7 @@ const SECONDS_SAVED: f64 = 4.0;
 
 /// How long probes are in place in a window. What placing and taking them away costs is the same for a short one;
 /// a longer one makes a busy server wait longer.
-pub const WINDOW: Duration = Duration::from_millis(80);
+pub const WINDOW: Duration = Duration::from_millis(90);
 
 /// Bounds of the mean distance between windows, seconds.
 const DISTANCES: (f64, f64) = (0.25, 60.0);

@@ -1,19 +1,13 @@
 //! What probes cost: the time that their programs run, as the kernel counts it, and what a trap costs by itself.
 
-use std::ffi::CString;
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracer_common::probe::Cookie;
-
 use super::bpf;
-use super::holder::let_go;
-use super::hooks::Hook;
 use super::kernel::Kernel;
-use super::multi::Sites;
+use super::trial::{self, Trial};
 
 /// `BPF_STATS_RUN_TIME` of `enum bpf_stats_type`, linux/bpf.h.
 const BPF_STATS_RUN_TIME: u32 = 0;
@@ -88,41 +82,16 @@ pub fn runs(fd: BorrowedFd<'_>) -> io::Result<Runs> {
     Ok(Runs { time_ns: info[RUN_TIME / 8], count: info[RUN_TIME / 8 + 1] })
 }
 
-// Two bytes, of which the first is an instruction that the kernel emulates.
-std::arch::global_asm!(
-    ".pushsection .text.memtrace_trial, \"ax\", @progbits",
-    ".globl memtrace_trial",
-    ".type memtrace_trial, @function",
-    "memtrace_trial:",
-    "nop",
-    "ret",
-    ".size memtrace_trial, 2",
-    ".popsection",
-);
-
-unsafe extern "C" {
-    fn memtrace_trial();
-}
-
-/// What a trap costs on this machine with a program that does nothing, measured on a function of this very
-/// process.
+/// What a trap costs on this machine with a program that does nothing, measured on the trial function.
 ///
 /// # Errors
 /// When the kernel refuses the probe.
 pub fn trap(kernel: &mut Kernel) -> io::Result<Duration> {
     let without = quickest();
-    let multi = kernel.multi().ok_or(io::ErrorKind::Unsupported)?;
-    let sites = Sites {
-        semaphores: Vec::new(),
-        offsets: vec![own_offset(memtrace_trial as *const () as u64)?],
-        cookies: vec![Cookie::of_target(0).0],
-    };
-    let hook = Hook::EmptyEnter;
-    let path = CString::new("/proc/self/exe")?;
-    let link = multi.link(hook.program(), hook.kind(), &path, &sites, std::process::id())?;
+    let trial = Trial::place(kernel)?;
     let with = quickest();
     // Its end need not be waited for: nobody calls the function. Where there is no thread it goes here.
-    let _ = thread::Builder::new().name("memtrace-trial".to_owned()).spawn(move || let_go(vec![link]));
+    let _ = thread::Builder::new().name("memtrace-trial".to_owned()).spawn(move || drop(trial));
     Ok(with.saturating_sub(without))
 }
 
@@ -130,24 +99,9 @@ fn quickest() -> Duration {
     let round = || {
         let start = Instant::now();
         for _ in 0..TRIALS {
-            // SAFETY: the function does nothing but return.
-            unsafe { memtrace_trial() };
+            trial::call();
         }
         start.elapsed() / TRIALS
     };
     (0..ROUNDS).map(|_| round()).min().unwrap_or_default()
-}
-
-/// Offset in its file of an address of this process's code.
-fn own_offset(addr: u64) -> io::Result<u64> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
-    let found = maps.lines().find_map(|line| {
-        let mut fields = line.split_ascii_whitespace();
-        let (start, end) = fields.next()?.split_once('-')?;
-        let start = u64::from_str_radix(start, 16).ok()?;
-        let end = u64::from_str_radix(end, 16).ok()?;
-        let offset = u64::from_str_radix(fields.nth(1)?, 16).ok()?;
-        (start <= addr && addr < end).then(|| addr - start + offset)
-    });
-    found.ok_or_else(|| io::ErrorKind::NotFound.into())
 }

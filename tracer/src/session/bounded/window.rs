@@ -163,8 +163,8 @@ impl Live<'_> {
         }
         self.set_gate(false);
         let opened_ns = now_ns();
-        probes.prepare_end();
         let opened = self.mark();
+        probes.prepare_end();
         let Some(bounded) = &mut self.bounded else { return };
         bounded.state = State::Open(Open { probes, began, opened, opened_ns });
         bounded.due = Instant::now() + WINDOW;
@@ -185,6 +185,9 @@ impl Live<'_> {
 
     /// The window is over: what it saw goes into the books. Its probes are on their way.
     pub(super) fn close_window(&mut self) {
+        if let Some(Bounded { state: State::Open(open), .. }) = &mut self.bounded {
+            open.probes.hasten_end(&mut self.kernel);
+        }
         let closed_ns = now_ns();
         self.take_records();
         // As long as calls count, whatever is handed out is told: a block is what it was when it was allocated.
@@ -199,7 +202,7 @@ impl Live<'_> {
         let span = closing.since(&open.opened, bounded.trap_s);
         // What was allocated during the look is not entered.
         let entered = (closed_ns.saturating_sub(open.opened_ns)) as f64 / 1e9 / span.wall_s.max(1e-9);
-        let open_s = bounded.progress.open(span) * entered.min(1.0);
+        let open_s = bounded.progress.open(span) * entered;
         let represented_s = bounded.gap_s + open_s + bounded.around_s;
         let weight = if open_s > 0.0 { (represented_s / open_s).max(1.0) } else { 1.0 };
         bounded.sums.open_s += span.wall_s;
