@@ -16,8 +16,10 @@ const BELIEVED_HITS: f64 = 2.0;
 /// Share of a window's time that may be subtracted as the cost of traps. What is left is never less than the rest.
 const MOST_SUBTRACTED: f64 = 0.97;
 
-/// Below this share of the time lost, the cost of traps tells more exactly than counts do.
+/// Below this share of the time lost, the cost of traps tells more exactly than counts do, unless hits are many: which
+/// of its threads a target waits for is told by these alone.
 const LITTLE: f64 = 0.2;
+const MANY_HITS: f64 = 400.0;
 
 /// What was measured over some time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -100,7 +102,8 @@ impl Progress {
 
     /// The target's own time in `span`, of which there were others like it: in a single one there are few hits.
     fn own(&self, mean: Span, span: Span) -> f64 {
-        if self.alone.hits < ENOUGH_HITS || span.cost_s <= LITTLE * span.cpu_s {
+        let is_little = span.cost_s <= LITTLE * span.cpu_s && mean.hits < MANY_HITS;
+        if self.alone.hits < ENOUGH_HITS || is_little {
             return span.less_cost();
         }
         let hits_per_s = self.alone.hits / self.alone.less_cost();

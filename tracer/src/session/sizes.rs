@@ -72,6 +72,8 @@ pub struct Hits {
     pub hits: Vec<f64>,
     /// How long it was on a processor meanwhile, seconds.
     pub cpu_s: f64,
+    /// How often it read and wrote meanwhile.
+    pub io_calls: f64,
 }
 
 impl Counted {
@@ -135,7 +137,8 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     let hits =
         |kernel: &Kernel| (0..=last).map(|cell| kernel.hits(cell)).collect::<Result<Vec<u64>, KernelError>>();
     let cpu = || targets.iter().map(|target| target.process.cpu_time()).collect::<Vec<_>>();
-    let (before, cpu_before, start) = (hits(&kernel)?, cpu(), Instant::now());
+    let io = || targets.iter().map(|target| target.process.io_calls()).collect::<Vec<_>>();
+    let (before, io_before, cpu_before, start) = (hits(&kernel)?, io(), cpu(), Instant::now());
     if is_bounded {
         thread::sleep(SHORT_WINDOW);
     } else {
@@ -144,7 +147,7 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
         thread::sleep(WINDOW.saturating_sub(start.elapsed()));
     }
     let counted = hits(&kernel)?;
-    let (cpu_after, wall_s) = (cpu(), start.elapsed().as_secs_f64());
+    let (cpu_after, io_after, wall_s) = (cpu(), io(), start.elapsed().as_secs_f64());
     if is_bounded {
         // While the probes are taken away the target still meets them.
         let counting = mem::take(&mut counting);
@@ -156,9 +159,11 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     log::info!("{per_second} calls per second before the trace");
     let on_processors =
         cpu_after.iter().zip(&cpu_before).map(|(after, before)| after.saturating_sub(*before));
-    let by_target = cells.into_iter().zip(on_processors).map(|(cells, cpu)| Hits {
+    let io_calls = io_after.iter().zip(&io_before).map(|(after, before)| after.saturating_sub(*before));
+    let by_target = cells.into_iter().zip(on_processors.zip(io_calls)).map(|(cells, (cpu, io_calls))| Hits {
         hits: counted[cells.start.into()..cells.end.into()].to_vec(),
         cpu_s: cpu.as_secs_f64(),
+        io_calls: io_calls as f64,
     });
     let by_target = by_target.collect();
     Ok(Some(Counted {

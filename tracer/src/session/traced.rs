@@ -148,7 +148,7 @@ impl Traced {
     }
 
     /// Whether its allocators can be asked what has become of a block.
-    fn can_ask(&self) -> bool {
+    pub fn can_ask(&self) -> bool {
         self.target.allocators.iter().all(|allocator| allocator == "glibc")
     }
 

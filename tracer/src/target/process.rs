@@ -96,6 +96,15 @@ impl Process {
         if is_read { Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32) } else { Duration::ZERO }
     }
 
+    /// How often it has read and written, by the system calls of these names and their kin; what sends and receives
+    /// by other calls is not in it. Zero when it is gone, and where the kernel does not count (`CONFIG_TASK_XACCT`).
+    pub fn io_calls(&self) -> u64 {
+        let counts = std::fs::read_to_string(format!("/proc/{}/io", self.tgid)).unwrap_or_default();
+        let count =
+            |line: &str| line.strip_prefix("syscr: ").or(line.strip_prefix("syscw: "))?.parse::<u64>().ok();
+        counts.lines().filter_map(count).sum()
+    }
+
     /// Whether the process still runs. Never confused by a reused number.
     pub fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];

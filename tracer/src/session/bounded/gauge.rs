@@ -1,10 +1,11 @@
-//! Which probes stay in place all the time, to tell how fast the targets run: such as are hit seldom enough to cost
-//! little, and often enough to count.
+//! What tells how fast the targets run: probes that stay in place all the time, such as are hit seldom enough to cost
+//! little, and often enough to count. Where there are none, or hardly any, the kernel's count of how often the targets
+//! read and write.
 //!
 //! How often each site is hit was counted before the trace, at a speed that the counting itself brought down, to what
 //! is not known well. So few are chosen at first, and others once their hits in some undisturbed time are known.
 
-use super::{GAUGE_CELL, seconds};
+use super::{GAUGE_CELL, Prediction, seconds};
 use crate::govern::{Progress, Span};
 use crate::probes::attach::Links;
 use crate::session::live::Live;
@@ -15,6 +16,13 @@ const SHARE_OF_BUDGET: f64 = 0.2;
 
 /// The target was at no less than this share of its speed while its calls were counted.
 const LEAST_SPEED: f64 = 0.03;
+
+/// So often a target has read and written while its calls were counted, if that is to tell how slow it was.
+const LEAST_IO: f64 = 20.0;
+
+/// What is read and written is preferred when it is so many times as often: few hits come in clusters. Else it is not,
+/// since a slow server finds more to read at once.
+const MORE_IO: f64 = 8.0;
 
 /// Hits by which their rate is known, and how often it is waited for them.
 const ENOUGH_HITS: f64 = 50.0;
@@ -28,29 +36,43 @@ pub struct Gauge {
     sites: Vec<Vec<(ProbeSite, f64)>>,
     /// How long the targets were on processors meanwhile, seconds.
     counted_cpu_s: f64,
+    /// How often they read and wrote meanwhile.
+    counted_io: f64,
     /// What tracing the calls that were counted would have cost, seconds.
     tracing_s: f64,
     /// Hits of the chosen ones meanwhile.
     chosen_hits: f64,
+    /// Whether it is told by what is read and written.
+    is_io: bool,
     waits: u32,
     is_settled: bool,
 }
 
 impl Gauge {
-    /// With `sites` of each target, of which the hits were counted in `counted_cpu_s` seconds on processors; to trace
-    /// these would have cost `tracing_s`.
-    pub fn new(sites: Vec<Vec<(ProbeSite, f64)>>, counted_cpu_s: f64, tracing_s: f64) -> Self {
+    /// With `sites` of each target and their hits, which were counted for the `prediction`.
+    pub fn new(sites: Vec<Vec<(ProbeSite, f64)>>, prediction: &Prediction) -> Self {
         let sites = sites.into_iter().map(|mut sites| {
             sites.retain(|(_, hits)| *hits > 0.0);
             sites.sort_by(|a, b| b.1.total_cmp(&a.1));
             sites
         });
-        Self { sites: sites.collect(), counted_cpu_s, tracing_s, ..Self::default() }
+        Self {
+            sites: sites.collect(),
+            counted_cpu_s: prediction.counted_cpu_s,
+            counted_io: prediction.counted_io,
+            tracing_s: prediction.tracing_s,
+            ..Self::default()
+        }
     }
 
     /// Whether it will be known how fast the targets run, and is not yet.
     pub fn is_open(&self) -> bool {
         !self.is_settled && self.chosen_hits > 0.0
+    }
+
+    /// Whether it is told by what the targets read and write.
+    pub fn is_io(&self) -> bool {
+        self.is_io
     }
 
     /// Those of each target that had no more than `most_hits` together; none, where each has more.
@@ -79,6 +101,11 @@ impl Live<'_> {
         let gauge = &mut bounded.gauge;
         let per_second = bounded.budget * SHARE_OF_BUDGET / bounded.trap_s;
         let chosen = gauge.choose(per_second * LEAST_SPEED * gauge.counted_cpu_s);
+        gauge.is_io = gauge.chosen_hits == 0.0 || gauge.counted_io > MORE_IO * gauge.chosen_hits;
+        if gauge.is_io {
+            gauge.chosen_hits = if gauge.counted_io < LEAST_IO { 0.0 } else { gauge.counted_io };
+            return;
+        }
         self.place_gauge(&chosen);
     }
 
@@ -102,7 +129,9 @@ impl Live<'_> {
             let counted_s = before / (span.hits / span.cpu_s);
             let per_second = bounded.budget * SHARE_OF_BUDGET / bounded.trap_s;
             bounded.predicted_slowdown = Some(1.0 + gauge.tracing_s / counted_s);
-            chosen = Some(gauge.choose(per_second * counted_s));
+            if !gauge.is_io {
+                chosen = Some(gauge.choose(per_second * counted_s));
+            }
             log::debug!(
                 "the gauge: {} hits in {:.3} s on a processor; from {before} to {} of the hits counted before, {:.0} \
                  a second",

@@ -79,6 +79,8 @@ pub struct Bounded {
     tail_s: f64,
     /// What tracing everything was expected to slow the target by, times.
     pub predicted_slowdown: Option<f64>,
+    /// Whether that was said.
+    is_slowdown_said: bool,
     sums: Sums,
     gauge: Gauge,
     recent: VecDeque<Recent>,
@@ -182,6 +184,7 @@ impl Bounded {
             gap_s: 0.0,
             tail_s: 0.0,
             predicted_slowdown: prediction.slowdown,
+            is_slowdown_said: false,
             sums: Sums::default(),
             gauge: Gauge::default(),
             recent: VecDeque::new(),
@@ -282,7 +285,7 @@ impl Live<'_> {
         }
         if let Some(bounded) = &mut self.bounded {
             let calls = mem::take(&mut prediction.calls);
-            bounded.gauge = Gauge::new(calls, prediction.counted_cpu_s, prediction.tracing_s);
+            bounded.gauge = Gauge::new(calls, &prediction);
         }
         prediction
     }
@@ -298,8 +301,9 @@ impl Live<'_> {
     }
 
     /// Says what it would cost to trace every call, where that is too much.
-    fn say_slowdown(&self) {
-        let Some(bounded) = self.bounded.as_ref().filter(|bounded| bounded.is_apart()) else { return };
+    fn say_slowdown(&mut self) {
+        let Some(bounded) = self.bounded.as_mut().filter(|bounded| bounded.is_apart()) else { return };
+        bounded.is_slowdown_said = true;
         let (Some(slowdown), false) = (bounded.predicted_slowdown, self.plan.quiet) else { return };
         let pct = self.plan.max_overhead_pct.unwrap_or(0.0);
         eprintln!(
@@ -318,7 +322,8 @@ impl Live<'_> {
             _ => bounded.last.at + seconds(bounded.governor.next_distance()),
         };
         if bounded.is_apart() {
-            let is_told_later = bounded.gauge.is_open();
+            // The gauge tells when it is settled; without one the first window does, which sees more than the count.
+            let is_told_later = bounded.gauge.is_open() || bounded.gauge.is_io();
             self.set_gate(true);
             if !is_told_later {
                 self.say_slowdown();
@@ -400,11 +405,16 @@ impl Live<'_> {
     fn mark(&mut self) -> Mark {
         let runs = self.kernel.multi().map(|multi| multi.runs()).unwrap_or_default();
         let living = self.traced.iter().filter(|traced| !traced.has_ended);
+        let gauge_hits = if self.bounded.as_ref().is_some_and(|bounded| bounded.gauge.is_io()) {
+            living.clone().map(|traced| traced.target.process.io_calls()).sum()
+        } else {
+            self.kernel.hits(GAUGE_CELL).unwrap_or(0)
+        };
         Mark {
             at: Instant::now(),
             cpu: living.map(|traced| traced.target.process.cpu_time()).sum(),
             runs,
-            gauge_hits: self.kernel.hits(GAUGE_CELL).unwrap_or(0),
+            gauge_hits,
         }
     }
 

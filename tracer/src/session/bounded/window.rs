@@ -237,7 +237,13 @@ impl Live<'_> {
         let Closing { began, opened, closing, open_s, weight, .. } = window;
         let (open, whole) = (closing.since(&opened, bounded.trap_s), ended.since(&began, bounded.trap_s));
         let own = bounded.progress.whole(whole, open_s);
-        let exact_share = open.cost_s / open_s.max(1e-6) * WITH_FREES * own.busy.min(1.0);
+        let sees_frees = self.traced.iter().any(|traced| !traced.can_ask());
+        let slower = open.cost_s / open_s.max(1e-6) * if sees_frees { 1.0 } else { WITH_FREES };
+        let exact_share = slower * own.busy.min(1.0);
+        let is_news = !bounded.is_slowdown_said;
+        if is_news {
+            bounded.predicted_slowdown = Some(1.0 + slower);
+        }
         bounded.governor.closed(Taken { wall_s: whole.wall_s, lost_s: own.lost_s, exact_share });
         bounded.around_s += NEWEST * (own.whole_s - open_s - bounded.around_s);
         bounded.sums.sampled_s += bounded.gap_s + own.whole_s;
@@ -259,6 +265,9 @@ impl Live<'_> {
             ended.runs.since(began.runs).count,
             1e9 * open.cost_s / (closing.runs.since(opened.runs).count.max(1) as f64),
         );
+        if is_news {
+            self.say_slowdown();
+        }
         // What began in the window and came late is of its weight.
         self.enter_held();
         let Some(bounded) = &mut self.bounded else { return };
