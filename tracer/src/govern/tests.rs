@@ -141,3 +141,18 @@ fn without_a_gauge_the_cost_is_subtracted() {
     let open_s = progress.open(busy(0.1, 0.0, 0.5));
     assert!(open_s > 0.0 && open_s < 0.01, "{open_s}");
 }
+
+#[test]
+fn many_hits_tell_which_of_its_threads_a_target_waits_for() {
+    let mut progress = Progress::default();
+    // Four threads of which three spin: what slows the fourth to a third is a tenth of all time on processors.
+    let span = |wall_s: f64, share: f64, cost_s: f64| {
+        let cpu_s = 4.0 * wall_s;
+        Span { wall_s, cpu_s, hits: 10_000.0 * share * cpu_s, cost_s }
+    };
+    progress.alone(span(2.0, 1.0, 0.0));
+    let open_s = progress.open(span(0.1, 0.3, 0.04));
+    let own = progress.whole(span(0.2, 0.6, 0.05), open_s);
+    assert!((open_s - 0.12).abs() < 2e-3, "{open_s}");
+    assert!((own.lost_s - 0.08).abs() < 2e-3, "{own:?}");
+}

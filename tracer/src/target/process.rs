@@ -318,6 +318,16 @@ mod tests {
         assert_eq!(status_number(b"Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n", b"Seccomp:"), Some(2));
     }
 
+    #[test]
+    fn reads_and_writes_are_counted() {
+        let this = Process::open(std::process::id()).unwrap();
+        let before = this.io_calls();
+        for _ in 0..100 {
+            std::fs::read("/proc/self/stat").unwrap();
+        }
+        assert!(this.io_calls() >= before + 100);
+    }
+
     /// A child that is killed and collected when the test ends.
     struct Reaped(Child);
 

@@ -357,3 +357,105 @@ fn face(content: &Content, bytes: &[u8], block_addr: u64) -> Face {
     };
     Face::Object { type_addr: object.type_addr, value }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(type_addr: u64, value: Option<[u64; 2]>) -> Seen {
+        Seen::There(Face::Object { type_addr, value })
+    }
+
+    fn word(word: u64) -> Seen {
+        Seen::There(Face::Other(FirstWord::of(&word.to_le_bytes())))
+    }
+
+    /// Whether a block counts as gone after these looks.
+    fn is_gone(looks: &[Seen]) -> bool {
+        let mut block = Candidate::new(0x10, 1, true);
+        looks.iter().for_each(|seen| block.note(*seen));
+        block.is_gone()
+    }
+
+    #[test]
+    fn a_block_is_gone_when_it_was_free_once() {
+        assert!(is_gone(&[object(1, None), Seen::Gone, object(1, None)]));
+        assert!(is_gone(&[Seen::Gone]));
+        assert!(!is_gone(&[object(1, None), Seen::Unknown, object(1, None)]));
+        assert!(!is_gone(&[]));
+    }
+
+    #[test]
+    fn a_block_is_gone_when_another_object_is_in_it() {
+        assert!(is_gone(&[object(1, None), object(2, None)]));
+        assert!(is_gone(&[object(1, Some([5, 6])), object(1, Some([5, 7]))]));
+        assert!(!is_gone(&[object(1, Some([5, 6])), Seen::Unknown, object(1, Some([5, 6]))]));
+        assert!(is_gone(&[object(1, None), word(0)]));
+        // What it was at first is what it is, whatever came before it was looked into.
+        assert!(!is_gone(&[Seen::Unknown, object(2, None), object(2, None)]));
+    }
+
+    #[test]
+    fn memory_that_is_no_object_may_change() {
+        let (count, pointer) = (3, 0x7f00_0000_1000);
+        assert!(!is_gone(&[word(count), word(count + 1)]));
+        assert!(!is_gone(&[word(pointer), word(pointer + 64)]));
+        assert!(is_gone(&[word(count), word(pointer)]));
+        // A cleared word may become either.
+        assert!(!is_gone(&[word(0), word(pointer)]) && !is_gone(&[word(pointer), word(0)]));
+        assert!(!is_gone(&[word(pointer), word(pointer + 1)]), "no pointer is that odd");
+    }
+
+    fn followed(blocks: usize) -> Followed {
+        let mut followed = Followed::default();
+        followed.add((0..blocks as u64).map(|addr| Candidate::new(addr, 1, true)).collect());
+        followed
+    }
+
+    #[test]
+    fn looks_come_ever_later_up_to_the_last_distance() {
+        let mut followed = followed(2);
+        let mut distance = FIRST;
+        let mut looks = 0;
+        while distance < LAST {
+            let now = followed.due().unwrap();
+            assert!(followed.take_due(now - Duration::from_nanos(1)).is_empty());
+            let due = followed.take_due(now);
+            assert_eq!((due.len(), followed.due()), (1, None));
+            followed.put_back(due, now);
+            distance = distance.mul_f64(LATER).min(LAST);
+            let next = followed.due().unwrap() - now;
+            assert!(
+                next >= distance.mul_f64(0.49) && next <= distance.mul_f64(1.51),
+                "{next:?} of {distance:?}"
+            );
+            looks += 1;
+        }
+        // Each millisecond at first, and still often enough in the first second.
+        assert!((150..200).contains(&looks), "{looks}");
+    }
+
+    #[test]
+    fn the_oldest_go_on_together_and_the_others_apart() {
+        let mut followed = Followed::default();
+        let now = Instant::now();
+        let cohort =
+            |addr, distance| Cohort { blocks: vec![Candidate::new(addr, 1, true)], due: now, distance };
+        followed.put_back(vec![cohort(1, LAST), cohort(2, FIRST), cohort(3, LAST), cohort(4, FIRST)], now);
+        let mut sizes: Vec<usize> = followed.cohorts.iter().map(|cohort| cohort.blocks.len()).collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes, [1, 1, 2]);
+    }
+
+    #[test]
+    fn nothing_is_looked_at_while_it_rests() {
+        let mut followed = followed(1);
+        let rested = Instant::now() + LAST;
+        followed.rested = Some(rested);
+        assert_eq!(followed.due(), Some(rested));
+        followed.clear();
+        assert_eq!(followed.due(), None);
+        followed.add(Vec::new());
+        assert_eq!(followed.due(), None);
+    }
+}

@@ -166,3 +166,52 @@ impl Live<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tracer_common::probe::Function;
+
+    use super::*;
+
+    fn site(file_offset: u64) -> ProbeSite {
+        ProbeSite {
+            function: Function::Malloc,
+            module: 0,
+            symbol: "malloc".to_owned(),
+            vaddr: file_offset,
+            file_offset,
+            size: 0,
+            also: Vec::new(),
+            code: Vec::new(),
+            ret_offsets: Vec::new(),
+            block: None,
+            takes_context: false,
+            usdt: None,
+        }
+    }
+
+    /// Of targets, by how often their sites were hit.
+    fn gauge(hits: &[&[f64]]) -> Gauge {
+        let of_target = |hits: &&[f64]| (0..).zip(*hits).map(|(at, hits)| (site(at), *hits)).collect();
+        Gauge::new(hits.iter().map(of_target).collect(), &Prediction::default())
+    }
+
+    fn offsets(chosen: &[Vec<ProbeSite>]) -> Vec<Vec<u64>> {
+        chosen.iter().map(|sites| sites.iter().map(|site| site.file_offset).collect()).collect()
+    }
+
+    #[test]
+    fn sites_are_chosen_that_fit_together_the_busiest_first() {
+        let mut gauge = gauge(&[&[500.0, 3.0, 0.0, 40.0, 60.0], &[1.0, 9.0]]);
+        assert_eq!(offsets(&gauge.choose(105.0)), [vec![4, 3, 1], vec![0]]);
+        assert!((gauge.chosen_hits - 104.0).abs() < 1e-9);
+        assert!(gauge.is_open());
+    }
+
+    #[test]
+    fn nothing_is_chosen_that_would_cost_too_much() {
+        let mut gauge = gauge(&[&[500.0, 300.0, 0.0]]);
+        assert_eq!(gauge.choose(100.0).concat().len(), 0);
+        assert!(!gauge.is_open(), "it tells nothing");
+    }
+}

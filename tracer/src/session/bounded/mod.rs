@@ -6,6 +6,7 @@
 mod follow;
 mod gauge;
 mod predict;
+mod seen;
 mod window;
 
 use std::collections::VecDeque;
@@ -50,6 +51,9 @@ const NOTE: &str = "calls were traced in short windows of time, and figures are 
                     with the range that it lies in; a line that allocates seldom may be missing. Mappings were all \
                     traced. A block that was freed while no window was open counts as freed once its allocator was \
                     seen to hold it as free, or another object was seen in its place";
+
+/// Said before it, where blocks have not been followed for long enough.
+const TOO_SHORT: &str = "too few windows have passed to tell what is outstanding beside mappings: trace longer; ";
 
 /// With `--exact`, a slowdown above this is warned of, times.
 const WARNED_OF: f64 = 2.0;
@@ -230,21 +234,23 @@ impl Bounded {
         let all_s = sums.sampled_s + self.tail_s;
         let total_s = sums.exact_s + all_s;
         let share = if total_s > 0.0 { ((sums.exact_s + sums.seen_s) / total_s).min(1.0) } else { 0.0 };
+        let Maturity { age_ns, immature_s } = Maturity::of(&self.recent, now_ns);
+        let counted_s = sums.represented_s - immature_s;
+        // Sums of the same numbers may differ in their last digits.
+        let is_too_short = sums.exact_s == 0.0 && counted_s < 1e-9;
         let sampling = Sampling {
             share,
             overhead_estimate: Some(self.governor.overhead()),
-            note: NOTE.to_owned(),
+            note: if is_too_short { [TOO_SHORT, NOTE].concat() } else { NOTE.to_owned() },
             windows: sums.windows,
             window_ms: 1e3 * sums.open_s,
             predicted_slowdown: self.predicted_slowdown,
             max_overhead: Some(self.budget),
         };
         let of = |whole_s: f64, part_s: f64| if part_s > 0.0 { whole_s / part_s } else { 1.0 };
-        let Maturity { age_ns, immature_s } = Maturity::of(&self.recent, now_ns);
-        let counted_s = sums.represented_s - immature_s;
         Some(SamplingFacts {
             correction: of(all_s, sums.represented_s),
-            outstanding_correction: of(sums.represented_s, counted_s),
+            outstanding_correction: if is_too_short { 1.0 } else { of(sums.represented_s, counted_s) },
             maturity_ns: age_ns,
             sampling,
         })
@@ -429,4 +435,42 @@ impl Live<'_> {
 
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(LOOK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    /// Windows at these times, each of which stands for ten seconds.
+    fn at(seconds: &[u64]) -> VecDeque<Recent> {
+        let recent = |second: &u64| Recent { opened_ns: second * SECOND_NS, represented_s: 10.0 };
+        seconds.iter().map(recent).collect()
+    }
+
+    #[test]
+    fn blocks_count_after_four_later_windows() {
+        let seconds: Vec<u64> = (1..=20).collect();
+        let maturity = Maturity::of(&at(&seconds), 21 * SECOND_NS);
+        // Those of 17 to 20 are too young.
+        assert_eq!(maturity, Maturity { age_ns: 4 * SECOND_NS, immature_s: 40.0 });
+    }
+
+    #[test]
+    fn of_few_windows_a_third_is_too_young_and_one_at_least() {
+        let of = |seconds: &[u64]| Maturity::of(&at(seconds), 30 * SECOND_NS);
+        assert_eq!(of(&[1, 2, 3, 20, 21, 22]), Maturity { age_ns: 9 * SECOND_NS, immature_s: 20.0 });
+        assert_eq!(of(&[1, 22]), Maturity { age_ns: 8 * SECOND_NS, immature_s: 10.0 });
+        assert_eq!(of(&[22]), Maturity { age_ns: 8 * SECOND_NS, immature_s: 10.0 });
+        assert_eq!(of(&[]), Maturity { age_ns: SECOND_NS, immature_s: 0.0 });
+    }
+
+    #[test]
+    fn no_block_counts_within_a_second() {
+        let recent: VecDeque<Recent> =
+            (1..=20).map(|tenth| Recent { opened_ns: tenth * SECOND_NS / 10, represented_s: 1.0 }).collect();
+        let maturity = Maturity::of(&recent, 2 * SECOND_NS);
+        assert_eq!(maturity, Maturity { age_ns: SECOND_NS, immature_s: 11.0 });
+    }
 }

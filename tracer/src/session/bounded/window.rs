@@ -1,18 +1,19 @@
 //! One window: probes come, some milliseconds are traced, probes go, and what was seen gets its weight.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::mem;
 use std::thread;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracer_common::event::{Header, Kind, WindowRecord};
-use tracer_common::probe::{Action, Function};
+use tracer_common::probe::Function;
 
 use super::follow::{Candidate, Whom};
+use super::seen::{ends, mapping_of, outlived};
 use super::{Bounded, LOOK, Mark, REMEMBERED, Recent, State, seconds};
 use crate::govern::{Phase, Taken, WINDOW};
 use crate::model::Event;
@@ -54,80 +55,11 @@ impl Closing {
     }
 }
 
-/// What glibc maps a block of its own for, of this size at least (`DEFAULT_MMAP_THRESHOLD`, malloc/malloc.c): it lies
-/// behind a header of 16 bytes at the start of a page.
-const LEAST_MAPPED_BYTES: u64 = 128 << 10;
-const MAPPED_HEADER_BYTES: u64 = 16;
-const PAGE_BYTES: u64 = 4096;
-
-/// A block that glibc has mapped by itself, as the mapping that it is: outside of windows it is seen as such, and its
-/// end always. It stands for itself alone.
-fn mapping_of(event: &Event, record: &Bytes) -> Option<(Event, Bytes)> {
-    let Event::Allocate(allocated) = event else { return None };
-    let is_mapped =
-        allocated.addr % PAGE_BYTES == MAPPED_HEADER_BYTES && allocated.size_bytes >= LEAST_MAPPED_BYTES;
-    if !is_mapped || is_in_pool(&allocated.header) {
-        return None;
-    }
-    // `sysmalloc` of malloc/malloc.c, glibc 2.26 to 2.42: the chunk's size, a word more, in whole pages.
-    let chunk_bytes = (allocated.size_bytes + 8 + 15) & !15;
-    let mut mapping = *allocated;
-    mapping.header.function = Function::Mmap as u8;
-    mapping.addr -= MAPPED_HEADER_BYTES;
-    mapping.size_bytes = (chunk_bytes + 8).next_multiple_of(PAGE_BYTES);
-    let mut bytes = BytesMut::from(&record[..]);
-    bytes[1] = mapping.header.function;
-    bytes[16..24].copy_from_slice(&mapping.addr.to_le_bytes());
-    bytes[24..32].copy_from_slice(&mapping.size_bytes.to_le_bytes());
-    Some((Event::Allocate(mapping), bytes.freeze()))
-}
-
 /// Between two looks whether probes are gone, at the end of a trace.
 const SHORT: Duration = Duration::from_millis(2);
 
 /// Weight of the last window in running means.
 const NEWEST: f64 = 0.3;
-
-/// The addresses at which a call says that the block that was there has ended: they are given back, or handed out
-/// again.
-fn ends(event: &Event) -> impl Iterator<Item = u64> {
-    let addrs = match event {
-        Event::Allocate(record) => [record.addr, 0],
-        Event::Release(record) => [record.addr, 0],
-        Event::ReplaceEnd(record) => [record.released_addr, record.addr],
-        _ => [0, 0],
-    };
-    addrs.into_iter().filter(|addr| *addr != 0)
-}
-
-/// The blocks that calls up to `closed_ns` were given and did not give back. Those that ended by calls that came later
-/// are marked.
-fn outlived<'a>(events: impl Iterator<Item = &'a Event>, closed_ns: u64) -> Vec<Candidate> {
-    let mut blocks: HashMap<u64, Candidate> = HashMap::new();
-    for event in events {
-        if event.header().time_ns > closed_ns {
-            for addr in ends(event) {
-                blocks.entry(addr).and_modify(Candidate::ended);
-            }
-            continue;
-        }
-        ends(event).for_each(|addr| _ = blocks.remove(&addr));
-        let given = match event {
-            Event::Allocate(record) => Some((record.addr, &record.header)),
-            Event::ReplaceEnd(record) if record.addr != 0 => Some((record.addr, &record.header)),
-            _ => None,
-        };
-        if let Some((addr, header)) = given {
-            blocks.insert(addr, Candidate::new(addr, header.time_ns, is_in_pool(header)));
-        }
-    }
-    blocks.into_values().collect()
-}
-
-/// Whether a block was seen where it left one of pymalloc's pools.
-fn is_in_pool(header: &Header) -> bool {
-    Function::from_number(header.function).is_some_and(|function| function.action() == Action::TakeFromPool)
-}
 
 /// Frees cost about as much as allocations, which windows trace alone.
 const WITH_FREES: f64 = 1.7;
