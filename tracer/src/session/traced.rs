@@ -149,7 +149,12 @@ impl Traced {
 
     /// Whether its allocators can be asked what has become of a block.
     pub fn can_ask(&self) -> bool {
-        self.target.allocators.iter().all(|allocator| allocator == "glibc")
+        self.unasked().next().is_none()
+    }
+
+    /// The allocators that cannot.
+    pub fn unasked(&self) -> impl Iterator<Item = &str> {
+        self.target.allocators.iter().map(String::as_str).filter(|allocator| *allocator != "glibc")
     }
 
     /// Counts the hits of `sites`, in one cell, as long as the target is traced.

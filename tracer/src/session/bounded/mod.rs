@@ -9,7 +9,7 @@ mod predict;
 mod seen;
 mod window;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -24,6 +24,7 @@ pub use predict::Prediction;
 
 use super::live::Live;
 use super::sizes::Counted;
+use super::traced::Traced;
 use crate::govern::{Governor, Phase, Progress, Span};
 use crate::model::{Sampling, SamplingFacts};
 use crate::probes::cost::{self, Runs};
@@ -53,7 +54,8 @@ const NOTE: &str = "calls were traced in short windows of time, and figures are 
                     seen to hold it as free, or another object was seen in its place";
 
 /// Said before it, where blocks have not been followed for long enough.
-const TOO_SHORT: &str = "too few windows have passed to tell what is outstanding beside mappings: trace longer; ";
+const TOO_SHORT: &str =
+    "too few windows have passed to tell what is outstanding beside mappings: trace longer; ";
 
 /// With `--exact`, a slowdown above this is warned of, times.
 const WARNED_OF: f64 = 2.0;
@@ -318,6 +320,19 @@ impl Live<'_> {
         );
     }
 
+    /// Says of which allocators the figures are no better than bounds.
+    fn note_unasked(&mut self) {
+        let unasked: BTreeSet<String> =
+            self.traced.iter().flat_map(Traced::unasked).map(str::to_owned).collect();
+        if !unasked.is_empty() {
+            let names = Vec::from_iter(unasked).join(", ");
+            self.note(format!(
+                "{names} cannot be asked what is free: a block of it that was freed between two windows counts as \
+                 outstanding until a window sees its place handed out again; its rows are at most as large as shown"
+            ));
+        }
+    }
+
     /// The trace begins now: what was counted before is not its.
     pub(super) fn begin_bounded(&mut self) {
         let mark = self.mark();
@@ -331,6 +346,7 @@ impl Live<'_> {
             // The gauge tells when it is settled; without one the first window does, which sees more than the count.
             let is_told_later = bounded.gauge.is_open() || bounded.gauge.is_io();
             self.set_gate(true);
+            self.note_unasked();
             if !is_told_later {
                 self.say_slowdown();
             }
@@ -358,6 +374,7 @@ impl Live<'_> {
         bounded.governor.traced(span.wall_s, span.cost_s.min(span.wall_s));
         if bounded.governor.phase() == Phase::Windows {
             log::info!("tracing everything costs too much: windows from here on");
+            self.note_unasked();
             self.part();
         } else {
             bounded.due = mark.at + LOOK;
