@@ -138,6 +138,37 @@ fn a_burst_is_not_slowed_for_long() {
 }
 
 #[test]
+fn a_service_that_was_quiet_at_first_is_estimated_as_well() {
+    let _root = as_root();
+    let mut service = Service::start(&find(true));
+    // What a request allocates, by tracing all of some.
+    let session = Memtrace::new(["-p", &service.pid(), "--exact", "--format", "json"]).bounded().trace();
+    let before = service.books();
+    service.go();
+    sleep(Duration::from_secs(1));
+    let requests = service.rest().requests - before.requests;
+    let report = session.stop().report();
+    assert_eq!(report.mode, "exact");
+    let of_request = report.totals.alloc_count as f64 / requests as f64;
+
+    let session = bounded(&service.pid(), &[]).trace();
+    // Nothing can be counted before the trace.
+    sleep(QUIET);
+    let before = service.books();
+    service.go();
+    sleep(Duration::from_secs(15));
+    let requests = service.rest().requests - before.requests;
+    let report = session.stop().report();
+    assert_eq!(report.mode, "sampled");
+    let of_truth = report.totals.alloc_count as f64 / (requests as f64 * of_request);
+    println!(
+        "{of_request:.0} allocations a request, {of_truth:.2} of the truth; {}",
+        report.json["sampling"]
+    );
+    assert!((0.6..1.6).contains(&of_truth), "{of_truth} of all allocations");
+}
+
+#[test]
 fn a_rare_large_leak_is_found_to_the_block() {
     const LEAKS: u64 = 3;
     let _root = as_root();

@@ -3,6 +3,7 @@
 mod asked;
 mod balance;
 mod bounded;
+mod calls;
 mod code_reader;
 mod coverage;
 mod detacher;

@@ -5,25 +5,22 @@ use std::mem;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracer_common::config::{COUNTERS_OF_HITS, Config};
+use tracer_common::config::Config;
 
-use super::traced::probed_sites;
+use super::calls::{self, Calls};
 use crate::cli::args::ProbeOnly;
 use crate::cli::plan::TracePlan;
-use crate::probes::attach::{Attachee, Links, load_programs};
+use crate::probes::attach::{Links, load_programs};
 use crate::probes::cost;
 use crate::probes::hooks::Purpose;
-use crate::probes::kernel::{Kernel, KernelError, KernelLimits};
+use crate::probes::kernel::{Kernel, KernelLimits};
 use crate::target::Target;
 
 /// How long calls are counted, at least.
 const WINDOW: Duration = Duration::from_millis(50);
 
-/// Cells of counts that sites have to themselves.
-const MOST_CELLS: u16 = COUNTERS_OF_HITS as u16 - 1;
-
 /// The same where counting may not cost the targets much.
-const SHORT_WINDOW: Duration = Duration::from_millis(30);
+pub(super) const SHORT_WINDOW: Duration = Duration::from_millis(30);
 
 /// Ring bytes that a call takes: a record of 24 to 48 bytes, and its header.
 const BYTES_PER_CALL: u64 = 48;
@@ -54,29 +51,20 @@ const THREAD_GROWTH: u64 = 16;
 /// Calls counted before the trace. As long as it lives the counting probes stay, so that the traps need not
 /// be taken away and placed again.
 pub struct Counted {
-    /// Of all targets together.
-    per_second: u64,
-    /// Of each target.
-    pub by_target: Vec<Hits>,
-    /// How long, seconds.
-    pub wall_s: f64,
+    /// The calls.
+    pub calls: Calls,
     /// What a trap costs on this machine; `None` where that cannot be measured.
     pub trap: Option<Duration>,
     _links: Vec<Links>,
     kernel: Option<Kernel>,
 }
 
-/// What was counted of one target.
-pub struct Hits {
-    /// Of each of [`probed_sites`].
-    pub hits: Vec<f64>,
-    /// How long it was on a processor meanwhile, seconds.
-    pub cpu_s: f64,
-    /// How often it read and wrote meanwhile.
-    pub io_calls: f64,
-}
-
 impl Counted {
+    /// Calls of all targets together.
+    fn per_second(&self) -> u64 {
+        (self.calls.sum / self.calls.wall_s) as u64
+    }
+
     /// The kernel side by which they were counted, where it has these sizes: then another need not be loaded.
     pub fn take_kernel(&mut self, limits: KernelLimits) -> Option<Kernel> {
         self.kernel.take_if(|kernel| kernel.limits() == limits)
@@ -112,74 +100,31 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     let is_bounded = plan.max_overhead_pct.is_some();
     let trap =
         cost::trap(&mut kernel).inspect_err(|error| log::info!("what a trap costs is not known: {error}"));
-    let domains = plan.domains.as_deref();
-    let mut counting = Vec::new();
-    let mut all_sites = Vec::new();
-    let mut cells = Vec::new();
-    for target in targets {
-        let sites = probed_sites(target, domains);
-        let modules = target.mappings.modules();
-        let first = u16::try_from(all_sites.len()).unwrap_or(u16::MAX);
-        cells.push(first..first.saturating_add(sites.len() as u16));
-        let attachee = Attachee { tgid: target.process.tgid, index: first, purpose: Purpose::Count };
-        let mut links = Links::default();
-        links.attach(&mut kernel, attachee, &sites, |module| {
-            let module = modules.get(module as usize)?;
-            Some((module.file.as_ref().ok()?, module.module.path.as_str()))
+    let targets: Vec<&Target> = targets.iter().collect();
+    let (calls, mut counting) =
+        calls::count(&mut kernel, &targets, plan.domains.as_deref(), |kernel, sites| {
+            if is_bounded {
+                return thread::sleep(SHORT_WINDOW);
+            }
+            // The kernel takes about as long to look at the programs of the trace.
+            let start = Instant::now();
+            load_programs(kernel, sites, Purpose::Trace);
+            thread::sleep(WINDOW.saturating_sub(start.elapsed()));
         })?;
-        counting.push(links);
-        all_sites.extend(sites);
-    }
-    // The last cell has what found no cell of its own.
-    let cells: Vec<_> =
-        cells.into_iter().map(|cells| cells.start.min(MOST_CELLS)..cells.end.min(MOST_CELLS)).collect();
-    let last = cells.last().map_or(0, |cells| cells.end).min(MOST_CELLS);
-    let hits =
-        |kernel: &Kernel| (0..=last).map(|cell| kernel.hits(cell)).collect::<Result<Vec<u64>, KernelError>>();
-    let cpu = || targets.iter().map(|target| target.process.cpu_time()).collect::<Vec<_>>();
-    let io = || targets.iter().map(|target| target.process.io_calls()).collect::<Vec<_>>();
-    let (before, io_before, cpu_before, start) = (hits(&kernel)?, io(), cpu(), Instant::now());
-    if is_bounded {
-        thread::sleep(SHORT_WINDOW);
-    } else {
-        // The kernel takes about as long to look at the programs of the trace.
-        load_programs(&mut kernel, &all_sites, Purpose::Trace);
-        thread::sleep(WINDOW.saturating_sub(start.elapsed()));
-    }
-    let counted = hits(&kernel)?;
-    let (cpu_after, io_after, wall_s) = (cpu(), io(), start.elapsed().as_secs_f64());
     if is_bounded {
         // While the probes are taken away the target still meets them.
         let counting = mem::take(&mut counting);
         let _ = thread::Builder::new().name("memtrace-counted".to_owned()).spawn(move || drop(counting));
     }
-    let counted: Vec<f64> =
-        counted.iter().zip(&before).map(|(after, before)| (after - before) as f64).collect();
-    let per_second = (counted.iter().sum::<f64>() / wall_s) as u64;
-    log::info!("{per_second} calls per second before the trace");
-    let on_processors =
-        cpu_after.iter().zip(&cpu_before).map(|(after, before)| after.saturating_sub(*before));
-    let io_calls = io_after.iter().zip(&io_before).map(|(after, before)| after.saturating_sub(*before));
-    let by_target = cells.into_iter().zip(on_processors.zip(io_calls)).map(|(cells, (cpu, io_calls))| Hits {
-        hits: counted[cells.start.into()..cells.end.into()].to_vec(),
-        cpu_s: cpu.as_secs_f64(),
-        io_calls: io_calls as f64,
-    });
-    let by_target = by_target.collect();
-    Ok(Some(Counted {
-        per_second,
-        by_target,
-        wall_s,
-        trap: trap.ok(),
-        _links: counting,
-        kernel: Some(kernel),
-    }))
+    let counted = Counted { calls, trap: trap.ok(), _links: counting, kernel: Some(kernel) };
+    log::info!("{} calls per second before the trace", counted.per_second());
+    Ok(Some(counted))
 }
 
 /// The sizes for `targets`; none are known yet where a command is to be started.
 pub fn limits(plan: &TracePlan, targets: &[Target], counted: Option<&Counted>) -> KernelLimits {
     let least = if plan.redirects_allocators { REDIRECTED_PER_SECOND } else { 0 };
-    let per_second = counted.map_or(0, |counted| counted.per_second).max(least);
+    let per_second = counted.map_or(0, Counted::per_second).max(least);
     let threads = targets.iter().map(|target| thread_count(target.process.tgid)).sum();
     KernelLimits {
         ring_bytes: plan.ring_bytes.unwrap_or_else(|| ring_bytes(per_second, available_bytes())),

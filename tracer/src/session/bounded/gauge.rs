@@ -100,11 +100,11 @@ impl Live<'_> {
         let Some(bounded) = &mut self.bounded else { return };
         let gauge = &mut bounded.gauge;
         let per_second = bounded.budget * SHARE_OF_BUDGET / bounded.trap_s;
-        let chosen = gauge.choose(per_second * LEAST_SPEED * gauge.counted_cpu_s);
+        let mut chosen = gauge.choose(per_second * LEAST_SPEED * gauge.counted_cpu_s);
         gauge.is_io = gauge.chosen_hits == 0.0 || gauge.counted_io > MORE_IO * gauge.chosen_hits;
         if gauge.is_io {
             gauge.chosen_hits = if gauge.counted_io < LEAST_IO { 0.0 } else { gauge.counted_io };
-            return;
+            chosen.iter_mut().for_each(Vec::clear);
         }
         self.place_gauge(&chosen);
     }

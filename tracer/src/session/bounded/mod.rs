@@ -7,11 +7,13 @@ mod follow;
 mod gauge;
 mod predict;
 mod seen;
+mod sums;
 mod window;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,8 +24,9 @@ use follow::Candidate;
 pub use follow::Followed;
 pub use predict::Prediction;
 
+use super::calls;
 use super::live::Live;
-use super::sizes::Counted;
+use super::sizes::{Counted, SHORT_WINDOW};
 use super::traced::Traced;
 use crate::govern::{Governor, Phase, Progress, Span};
 use crate::model::{Sampling, SamplingFacts};
@@ -31,31 +34,11 @@ use crate::probes::cost::{self, Runs};
 use crate::probes::kernel::Kernel;
 use crate::target::Target;
 use gauge::Gauge;
+use sums::Sums;
 use window::{Closing, Open};
 
 /// How often it is looked what tracing everything costs.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// A block counts as outstanding when it was seen in a window so long ago at least: younger ones may only be waiting
-/// for their free, and each stands for many.
-const MATURITY: Duration = Duration::from_secs(1);
-
-/// And when so many windows came later, in which its place was not handed out anew; where there are few, a third of
-/// all, and at least one.
-const LATER_WINDOWS: usize = 4;
-
-/// Windows that are remembered, to know which are younger than what counts.
-const REMEMBERED: usize = 64;
-
-/// What a reader may conclude.
-const NOTE: &str = "calls were traced in short windows of time, and figures are scaled to the whole: what grows is told, \
-                    with the range that it lies in; a line that allocates seldom may be missing. Mappings were all \
-                    traced. A block that was freed while no window was open counts as freed once its allocator was \
-                    seen to hold it as free, or another object was seen in its place";
-
-/// Said before it, where blocks have not been followed for long enough.
-const TOO_SHORT: &str =
-    "too few windows have passed to tell what is outstanding beside mappings: trace longer; ";
 
 /// With `--exact`, a slowdown above this is warned of, times.
 const WARNED_OF: f64 = 2.0;
@@ -69,7 +52,8 @@ pub struct Bounded {
     budget: f64,
     governor: Governor,
     progress: Progress,
-    /// What a trap costs by itself, seconds.
+    /// What a trap takes by itself, where that is known, and in the targets, seconds.
+    trap: Option<Duration>,
     trap_s: f64,
     /// As long as it is open, the kernel counts what programs cost.
     _runs: OwnedFd,
@@ -81,33 +65,14 @@ pub struct Bounded {
     /// Number of the last window, and the time that came before it, seconds.
     window: u64,
     gap_s: f64,
-    /// What the target did behind the last window.
-    tail_s: f64,
     /// What tracing everything was expected to slow the target by, times.
     pub predicted_slowdown: Option<f64>,
     /// Whether that was said.
     is_slowdown_said: bool,
     sums: Sums,
     gauge: Gauge,
-    recent: VecDeque<Recent>,
     /// What a target does of its own while probes come and go around a window, seconds: the mean of late.
     around_s: f64,
-}
-
-/// Sums over the trace, seconds.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    /// In which windows were open, on the wall clock.
-    open_s: f64,
-    /// Of the target's own time, while everything was traced.
-    exact_s: f64,
-    /// What windows saw of it.
-    seen_s: f64,
-    /// What they stand for.
-    represented_s: f64,
-    /// The target's own time while not everything was traced, up to the last window.
-    sampled_s: f64,
-    windows: u64,
 }
 
 /// What is in place.
@@ -120,21 +85,6 @@ enum State {
     Open(Open),
     /// A window's that are being taken away.
     Closing(Closing),
-}
-
-/// How old blocks must be to count as outstanding.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Maturity {
-    age_ns: u64,
-    /// What the windows stand for that are younger, seconds.
-    immature_s: f64,
-}
-
-/// A window that may be too young to count.
-#[derive(Clone, Copy, Debug)]
-struct Recent {
-    opened_ns: u64,
-    represented_s: f64,
 }
 
 /// What has been counted by some time.
@@ -181,6 +131,7 @@ impl Bounded {
             budget,
             governor,
             progress: Progress::default(),
+            trap: prediction.trap,
             trap_s: prediction.trap_s,
             _runs: runs,
             state,
@@ -188,12 +139,10 @@ impl Bounded {
             last: Mark { at: now, cpu: Duration::ZERO, runs: Runs::default(), gauge_hits: 0 },
             window: 0,
             gap_s: 0.0,
-            tail_s: 0.0,
             predicted_slowdown: prediction.slowdown,
             is_slowdown_said: false,
             sums: Sums::default(),
             gauge: Gauge::default(),
-            recent: VecDeque::new(),
             around_s: 0.0,
         })
     }
@@ -231,43 +180,15 @@ impl Bounded {
         if !self.is_sampled() {
             return None;
         }
-        let sums = &self.sums;
-        // What came behind the last window stands for nothing yet.
-        let all_s = sums.sampled_s + self.tail_s;
-        let total_s = sums.exact_s + all_s;
-        let share = if total_s > 0.0 { ((sums.exact_s + sums.seen_s) / total_s).min(1.0) } else { 0.0 };
-        let Maturity { age_ns, immature_s } = Maturity::of(&self.recent, now_ns);
-        let counted_s = sums.represented_s - immature_s;
-        // Sums of the same numbers may differ in their last digits.
-        let is_too_short = sums.exact_s == 0.0 && counted_s < 1e-9;
-        let sampling = Sampling {
+        Some(self.sums.facts(now_ns, |share, note| Sampling {
             share,
             overhead_estimate: Some(self.governor.overhead()),
-            note: if is_too_short { [TOO_SHORT, NOTE].concat() } else { NOTE.to_owned() },
-            windows: sums.windows,
-            window_ms: 1e3 * sums.open_s,
+            note,
+            windows: self.sums.windows,
+            window_ms: 1e3 * self.sums.open_s,
             predicted_slowdown: self.predicted_slowdown,
             max_overhead: Some(self.budget),
-        };
-        let of = |whole_s: f64, part_s: f64| if part_s > 0.0 { whole_s / part_s } else { 1.0 };
-        Some(SamplingFacts {
-            correction: of(all_s, sums.represented_s),
-            outstanding_correction: if is_too_short { 1.0 } else { of(sums.represented_s, counted_s) },
-            maturity_ns: age_ns,
-            sampling,
-        })
-    }
-}
-
-impl Maturity {
-    /// By the last windows, oldest first.
-    fn of(recent: &VecDeque<Recent>, now_ns: u64) -> Self {
-        let least_ns = MATURITY.as_nanos() as u64;
-        let later = (recent.len() / 3).clamp(1, LATER_WINDOWS);
-        let age_of = |window: &Recent| now_ns.saturating_sub(window.opened_ns);
-        let age_ns = recent.iter().rev().nth(later - 1).map_or(0, age_of).max(least_ns);
-        let young = recent.iter().filter(|window| age_of(window) <= age_ns);
-        Self { age_ns, immature_s: young.map(|window| window.represented_s).sum() }
+        }))
     }
 }
 
@@ -277,7 +198,9 @@ impl Live<'_> {
     pub(super) fn hold_to_budget(&mut self, targets: &[Target], counted: Option<&Counted>) -> Prediction {
         let trap = counted.and_then(|counted| counted.trap).or_else(|| cost::trap(&mut self.kernel).ok());
         let budget = self.plan.max_overhead_pct.map(|pct| pct / 100.0);
-        let mut prediction = Prediction::new(self.plan, targets, counted, trap);
+        let targets: Vec<&Target> = targets.iter().collect();
+        let mut prediction =
+            Prediction::new(self.plan, &targets, counted.map(|counted| &counted.calls), trap);
         let Some(budget) = budget else {
             self.warn_of_slowdown(&prediction);
             return prediction;
@@ -389,6 +312,7 @@ impl Live<'_> {
         }
         // What was seen until here is of the exact part.
         self.take_records();
+        self.count_again();
         for traced in &mut self.traced {
             traced.balance = None;
             let traces_pools = traced.traces_pools();
@@ -409,6 +333,35 @@ impl Live<'_> {
         bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
         bounded.state = State::Apart;
         bounded.due = mark.at + seconds(bounded.governor.next_distance());
+    }
+
+    /// Counts the calls of targets that may have rested when calls were counted before the trace.
+    fn count_again(&mut self) {
+        let (living, targets): (Vec<usize>, Vec<&Target>) = (0..)
+            .zip(&self.traced)
+            .filter(|(_, traced)| !traced.has_ended)
+            .map(|(index, traced)| (index, &traced.target))
+            .unzip();
+        let domains = self.plan.domains.as_deref();
+        let counted = calls::count(&mut self.kernel, &targets, domains, |_, _| thread::sleep(SHORT_WINDOW));
+        let (counted, links) = match counted {
+            Ok(counted) => counted,
+            Err(error) => return log::info!("calls are not counted: {error:#}"),
+        };
+        let Some(bounded) = &mut self.bounded else { return };
+        let mut prediction = Prediction::new(self.plan, &targets, Some(&counted), bounded.trap);
+        let mut of_target: Vec<_> = self.traced.iter().map(|_| Vec::new()).collect();
+        for (index, calls) in living.iter().zip(mem::take(&mut prediction.calls)) {
+            of_target[*index] = calls;
+        }
+        bounded.gauge = Gauge::new(of_target, &prediction);
+        bounded.progress = Progress::default();
+        bounded.predicted_slowdown = prediction.slowdown;
+        for (index, hot) in living.into_iter().zip(prediction.hot) {
+            self.traced[index].hot = hot;
+        }
+        self.begin_gauge();
+        self.detacher.detach(links);
     }
 
     /// Places, or prepares, the probes of all targets.
@@ -452,42 +405,4 @@ impl Live<'_> {
 
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(LOOK)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND_NS: u64 = 1_000_000_000;
-
-    /// Windows at these times, each of which stands for ten seconds.
-    fn at(seconds: &[u64]) -> VecDeque<Recent> {
-        let recent = |second: &u64| Recent { opened_ns: second * SECOND_NS, represented_s: 10.0 };
-        seconds.iter().map(recent).collect()
-    }
-
-    #[test]
-    fn blocks_count_after_four_later_windows() {
-        let seconds: Vec<u64> = (1..=20).collect();
-        let maturity = Maturity::of(&at(&seconds), 21 * SECOND_NS);
-        // Those of 17 to 20 are too young.
-        assert_eq!(maturity, Maturity { age_ns: 4 * SECOND_NS, immature_s: 40.0 });
-    }
-
-    #[test]
-    fn of_few_windows_a_third_is_too_young_and_one_at_least() {
-        let of = |seconds: &[u64]| Maturity::of(&at(seconds), 30 * SECOND_NS);
-        assert_eq!(of(&[1, 2, 3, 20, 21, 22]), Maturity { age_ns: 9 * SECOND_NS, immature_s: 20.0 });
-        assert_eq!(of(&[1, 22]), Maturity { age_ns: 8 * SECOND_NS, immature_s: 10.0 });
-        assert_eq!(of(&[22]), Maturity { age_ns: 8 * SECOND_NS, immature_s: 10.0 });
-        assert_eq!(of(&[]), Maturity { age_ns: SECOND_NS, immature_s: 0.0 });
-    }
-
-    #[test]
-    fn no_block_counts_within_a_second() {
-        let recent: VecDeque<Recent> =
-            (1..=20).map(|tenth| Recent { opened_ns: tenth * SECOND_NS / 10, represented_s: 1.0 }).collect();
-        let maturity = Maturity::of(&recent, 2 * SECOND_NS);
-        assert_eq!(maturity, Maturity { age_ns: SECOND_NS, immature_s: 11.0 });
-    }
 }

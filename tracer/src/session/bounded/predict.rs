@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracer_common::probe::{Action, Domain, Ending};
 
 use crate::cli::plan::TracePlan;
-use crate::session::sizes::Counted;
+use crate::session::calls::Calls;
 use crate::session::traced::probed_sites;
 use crate::target::{ProbeSite, Target};
 
@@ -28,7 +28,9 @@ const IN_CPYTHON: f64 = 2.0;
 /// What is known before the trace.
 #[derive(Clone, Debug, Default)]
 pub struct Prediction {
-    /// What a trap takes, seconds.
+    /// What a trap takes by itself; `None` where that could not be measured.
+    pub trap: Option<Duration>,
+    /// What it takes in a target, seconds.
     pub trap_s: f64,
     /// How many times as long the busiest target would take if everything were traced; `None` where its calls could
     /// not be counted.
@@ -55,14 +57,14 @@ impl Prediction {
     /// By the calls that were counted; `trap` is what a trap takes.
     pub fn new(
         plan: &TracePlan,
-        targets: &[Target],
-        counted: Option<&Counted>,
+        targets: &[&Target],
+        counted: Option<&Calls>,
         trap: Option<Duration>,
     ) -> Self {
         let in_situ = if targets.iter().any(|target| target.cpython.is_some()) { IN_CPYTHON } else { 1.0 };
         let trap_s = in_situ * trap.unwrap_or(TRAP).as_secs_f64();
-        let Some(counted) = counted else { return Self { trap_s, ..Self::default() } };
-        let mut prediction = Self { trap_s, counted_s: counted.wall_s, ..Self::default() };
+        let Some(counted) = counted else { return Self { trap, trap_s, ..Self::default() } };
+        let mut prediction = Self { trap, trap_s, counted_s: counted.wall_s, ..Self::default() };
         for (target, seen) in targets.iter().zip(&counted.by_target) {
             let sites = probed_sites(target, plan.domains.as_deref());
             let parallel = parallel(target);

@@ -14,7 +14,7 @@ use tracer_common::probe::Function;
 
 use super::follow::{Candidate, Whom};
 use super::seen::{ends, mapping_of, outlived};
-use super::{Bounded, LOOK, Mark, REMEMBERED, Recent, State, seconds};
+use super::{Bounded, LOOK, Mark, State, seconds};
 use crate::govern::{Phase, Taken, WINDOW};
 use crate::model::Event;
 use crate::probes::windows::InPlace;
@@ -137,14 +137,7 @@ impl Live<'_> {
         let open_s = bounded.progress.open(span) * entered;
         let represented_s = bounded.gap_s + open_s + bounded.around_s;
         let weight = if open_s > 0.0 { (represented_s / open_s).max(1.0) } else { 1.0 };
-        bounded.sums.open_s += span.wall_s;
-        bounded.sums.seen_s += open_s;
-        bounded.sums.represented_s += represented_s;
-        bounded.sums.windows += 1;
-        bounded.recent.push_back(Recent { opened_ns: open.opened_ns, represented_s });
-        if bounded.recent.len() > REMEMBERED {
-            bounded.recent.pop_front();
-        }
+        bounded.sums.window(open.opened_ns, span.wall_s, open_s, represented_s);
         let (sender, gone) = oneshot::channel();
         let probes = open.probes;
         let taken_away = thread::Builder::new().name("memtrace-window".to_owned()).spawn(move || {
@@ -308,7 +301,7 @@ impl Live<'_> {
             let span = mark.since(&bounded.last, bounded.trap_s);
             bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
             let own_s = (span.cpu_s - span.cost_s).max(0.0);
-            *(if bounded.is_apart() { &mut bounded.tail_s } else { &mut bounded.sums.exact_s }) += own_s;
+            *(if bounded.is_apart() { &mut bounded.sums.tail_s } else { &mut bounded.sums.exact_s }) += own_s;
             bounded.last = mark;
         }
     }
