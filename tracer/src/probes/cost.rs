@@ -1,13 +1,9 @@
-//! What probes cost: the time that their programs run, as the kernel counts it, and what a trap costs by itself.
+//! What probes cost: how often their programs run, and how long, as the kernel counts it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use super::bpf;
-use super::kernel::Kernel;
-use super::trial::{self, Trial};
 
 /// `BPF_STATS_RUN_TIME` of `enum bpf_stats_type`, linux/bpf.h.
 const BPF_STATS_RUN_TIME: u32 = 0;
@@ -16,12 +12,6 @@ const BPF_STATS_RUN_TIME: u32 = 0;
 const INFO_BYTES: usize = 208;
 /// Offset of its `run_time_ns`, behind which is `run_cnt`.
 const RUN_TIME: usize = 192;
-
-/// How often the trial function is called.
-const TRIALS: u32 = 4_000;
-
-/// Rounds of trials; the quickest counts, since what disturbs makes longer.
-const ROUNDS: u32 = 3;
 
 /// What programs have cost since they were loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,28 +70,4 @@ pub fn runs(fd: BorrowedFd<'_>) -> io::Result<Runs> {
     // SAFETY: the attribute names as many bytes as `info` has, which outlives the call.
     unsafe { bpf::call(bpf::BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
     Ok(Runs { time_ns: info[RUN_TIME / 8], count: info[RUN_TIME / 8 + 1] })
-}
-
-/// What a trap costs on this machine with a program that does nothing, measured on the trial function.
-///
-/// # Errors
-/// When the kernel refuses the probe.
-pub fn trap(kernel: &mut Kernel) -> io::Result<Duration> {
-    let without = quickest();
-    let trial = Trial::place(kernel)?;
-    let with = quickest();
-    // Its end need not be waited for: nobody calls the function. Where there is no thread it goes here.
-    let _ = thread::Builder::new().name("memtrace-trial".to_owned()).spawn(move || drop(trial));
-    Ok(with.saturating_sub(without))
-}
-
-fn quickest() -> Duration {
-    let round = || {
-        let start = Instant::now();
-        for _ in 0..TRIALS {
-            trial::call();
-        }
-        start.elapsed() / TRIALS
-    };
-    (0..ROUNDS).map(|_| round()).min().unwrap_or_default()
 }

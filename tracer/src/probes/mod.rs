@@ -13,5 +13,5 @@ pub mod lost;
 pub mod multi;
 pub mod placement;
 mod task_layout;
-mod trial;
+pub mod trial;
 pub mod windows;

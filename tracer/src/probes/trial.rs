@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tracer_common::probe::Cookie;
 
@@ -13,6 +15,12 @@ use super::holder::let_go;
 use super::hooks::Hook;
 use super::kernel::Kernel;
 use super::multi::Sites;
+
+/// How often the trial function is called.
+const TRIALS: u32 = 4_000;
+
+/// Rounds of trials; the quickest counts, since what disturbs makes longer.
+const ROUNDS: u32 = 3;
 
 // Two bytes, of which the first is an instruction that the kernel emulates.
 std::arch::global_asm!(
@@ -28,12 +36,6 @@ std::arch::global_asm!(
 
 unsafe extern "C" {
     fn memtrace_trial();
-}
-
-/// Calls the function.
-pub fn call() {
-    // SAFETY: it does nothing but return.
-    unsafe { memtrace_trial() };
 }
 
 /// A probe in place.
@@ -66,6 +68,35 @@ impl Drop for Trial {
     fn drop(&mut self) {
         let_go(mem::take(&mut self.0));
     }
+}
+
+/// What a trap costs on this machine with a program that does nothing, measured on the trial function.
+///
+/// # Errors
+/// When the kernel refuses the probe.
+pub fn trap(kernel: &mut Kernel) -> io::Result<Duration> {
+    let without = quickest();
+    let trial = Trial::place(kernel)?;
+    let with = quickest();
+    // Its end need not be waited for: nobody calls the function. Where there is no thread it goes here.
+    let _ = thread::Builder::new().name("memtrace-trial".to_owned()).spawn(move || drop(trial));
+    Ok(with.saturating_sub(without))
+}
+
+fn quickest() -> Duration {
+    let round = || {
+        let start = Instant::now();
+        for _ in 0..TRIALS {
+            call();
+        }
+        start.elapsed() / TRIALS
+    };
+    (0..ROUNDS).map(|_| round()).min().unwrap_or_default()
+}
+
+fn call() {
+    // SAFETY: it does nothing but return.
+    unsafe { memtrace_trial() };
 }
 
 /// Offset in its file of an address of this process's code.

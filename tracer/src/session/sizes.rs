@@ -11,9 +11,9 @@ use super::calls::{self, Calls};
 use crate::cli::args::ProbeOnly;
 use crate::cli::plan::TracePlan;
 use crate::probes::attach::{Links, load_programs};
-use crate::probes::cost;
 use crate::probes::hooks::Purpose;
 use crate::probes::kernel::{Kernel, KernelLimits};
+use crate::probes::trial;
 use crate::target::Target;
 
 /// How long calls are counted, at least.
@@ -99,7 +99,7 @@ fn count(plan: &TracePlan, targets: &[Target]) -> anyhow::Result<Option<Counted>
     }
     let is_bounded = plan.max_overhead_pct.is_some();
     let trap =
-        cost::trap(&mut kernel).inspect_err(|error| log::info!("what a trap costs is not known: {error}"));
+        trial::trap(&mut kernel).inspect_err(|error| log::info!("what a trap costs is not known: {error}"));
     let targets: Vec<&Target> = targets.iter().collect();
     let (calls, mut counting) =
         calls::count(&mut kernel, &targets, plan.domains.as_deref(), |kernel, sites| {

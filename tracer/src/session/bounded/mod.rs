@@ -32,6 +32,7 @@ use crate::govern::{Governor, Phase, Progress, Span};
 use crate::model::{Sampling, SamplingFacts};
 use crate::probes::cost::{self, Runs};
 use crate::probes::kernel::Kernel;
+use crate::probes::trial;
 use crate::target::Target;
 use gauge::Gauge;
 use sums::Sums;
@@ -196,7 +197,7 @@ impl Live<'_> {
     /// Says what tracing everything will cost `targets`, whose calls were counted, and prepares to keep to the budget
     /// if there is one. Gives what is known of their calls.
     pub(super) fn hold_to_budget(&mut self, targets: &[Target], counted: Option<&Counted>) -> Prediction {
-        let trap = counted.and_then(|counted| counted.trap).or_else(|| cost::trap(&mut self.kernel).ok());
+        let trap = counted.and_then(|counted| counted.trap).or_else(|| trial::trap(&mut self.kernel).ok());
         let budget = self.plan.max_overhead_pct.map(|pct| pct / 100.0);
         let targets: Vec<&Target> = targets.iter().collect();
         let mut prediction =
