@@ -127,7 +127,7 @@ impl InPlace {
     }
 
     /// The end comes within some milliseconds: has the kernel wait now, up to 35 ms, for what it would wait for then.
-    /// In the request loop of `cargo xtask bench` 12 of 100 traps came after the end with this, and 38 without.
+    /// In the request loop of `cargo xtask bench` 12 of 100 traps came after the end with this, and 40 without.
     pub fn hasten_end(&mut self, kernel: &mut Kernel) {
         let trial = Trial::place(kernel);
         self.trial = trial.inspect_err(|error| log::debug!("probes go later: {error}")).ok();

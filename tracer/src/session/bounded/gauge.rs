@@ -66,7 +66,7 @@ impl Gauge {
     }
 
     /// Whether it will be known how fast the targets run, and is not yet.
-    pub fn is_open(&self) -> bool {
+    fn is_open(&self) -> bool {
         !self.is_settled && self.chosen_hits > 0.0
     }
 

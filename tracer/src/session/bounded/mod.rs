@@ -267,13 +267,9 @@ impl Live<'_> {
             _ => bounded.last.at + seconds(bounded.governor.next_distance()),
         };
         if bounded.is_apart() {
-            // The gauge tells when it is settled; without one the first window does, which sees more than the count.
-            let is_told_later = bounded.gauge.is_open() || bounded.gauge.is_io();
+            // The slowdown is said when the gauge is settled; without one after the first window.
             self.set_gate(true);
             self.note_unasked();
-            if !is_told_later {
-                self.say_slowdown();
-            }
         }
     }
 

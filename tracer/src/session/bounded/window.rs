@@ -110,7 +110,7 @@ impl Live<'_> {
         let Some(bounded) = &mut self.bounded else { return };
         let span = mark.since(&bounded.last, bounded.trap_s);
         bounded.governor.passed(span.wall_s, span.cost_s.min(span.wall_s));
-        bounded.sums.sampled_s += bounded.gap_s;
+        bounded.sums.sampled_s += bounded.gap_s + (span.cpu_s - span.cost_s).max(0.0);
         bounded.last = mark;
         bounded.due = mark.at + seconds(bounded.governor.next_distance());
     }
