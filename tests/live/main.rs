@@ -19,6 +19,7 @@ mod heap;
 mod heap_python;
 mod jumps;
 mod options;
+mod page_faults;
 mod python;
 mod python_heap;
 mod python_lines;

@@ -36,4 +36,6 @@ counters! {
     ReturnLost = "returns_lost",
     /// The target's memory could not be read: the out-parameter of `posix_memalign`.
     ReadFailed = "reads_failed",
+    /// A page fault was not sent: the ring buffer was full.
+    PageFaultLost = "page_faults_lost",
 }

@@ -37,6 +37,10 @@ pub enum Kind {
     Window = 11,
     /// [`SampledRecord`]
     Sampled = 12,
+    /// [`PageFaultRecord`]
+    PageFault = 13,
+    /// [`ResidenceRecord`], by user space.
+    Residence = 14,
 }
 
 /// First 16 bytes of every record.
@@ -192,6 +196,38 @@ impl SampledRecord {
     }
 }
 
+/// A page of the target was brought in because the target, or the kernel for it, touched it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageFaultRecord {
+    /// Common part.
+    pub header: Header,
+    /// The address that was touched.
+    pub addr: u64,
+    /// Id of the stack, or [`NO_STACK`].
+    pub stack: u64,
+    /// The limit that was in force: pages were traced whose [`lot`](crate::page::lot) is below it. Never 0.
+    pub limit: u64,
+}
+
+/// What the kernel says of a page whose fault was told. Made by user space, which looks before it reports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResidenceRecord {
+    /// Common part. What was faulted in later is another page.
+    pub header: Header,
+    /// Address of the page, or [`ResidenceRecord::ALL`].
+    pub addr: u64,
+    /// Bytes that are there because of that fault: 0 where the page is gone, more than a page where it was a huge
+    /// one. With [`ResidenceRecord::ALL`]: the limit that was in force by then, 0 where it is not known what is there.
+    pub bytes: u64,
+}
+
+impl ResidenceRecord {
+    /// In place of an address: all pages were looked at, and those that no record tells of are there.
+    pub const ALL: u64 = u64::MAX;
+}
+
 /// What the program asked for when a stack was taken, as the call tells; the discriminants are the format of
 /// recordings.
 #[repr(u8)]
@@ -329,6 +365,8 @@ const _: () = {
     assert!(size_of::<ContentRecord>() == 32);
     assert!(size_of::<WindowRecord>() == 32);
     assert!(size_of::<SampledRecord>() == 48);
+    assert!(size_of::<PageFaultRecord>() == 40);
+    assert!(size_of::<ResidenceRecord>() == 32);
     assert!(size_of::<StackRecord>() == STACK_RECORD_FIXED_BYTES + MAX_FRAMES * 8);
 };
 

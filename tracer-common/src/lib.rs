@@ -18,6 +18,7 @@ pub mod frame;
 pub mod lost;
 pub mod memory;
 pub mod native;
+pub mod page;
 pub mod probe;
 pub mod python;
 pub mod record;

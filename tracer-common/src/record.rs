@@ -3,9 +3,11 @@
 
 use crate::code::{CodeHeader, MAX_FILE_BYTES, MAX_NAME_BYTES, MAX_TABLE_BYTES, TextKind};
 use crate::event::{
-    AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, Kind, MAX_FRAMES, NO_STACK, ReleaseRecord,
-    ReplaceBeginRecord, ReplaceEndRecord, SampledRecord, WalkEnd, WindowRecord,
+    AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, Kind, MAX_FRAMES, NO_STACK, PageFaultRecord,
+    ReleaseRecord, ReplaceBeginRecord, ReplaceEndRecord, ResidenceRecord, SampledRecord, WalkEnd,
+    WindowRecord,
 };
+use crate::page::ALL_PAGES;
 
 /// A decoded record. Borrows the frames of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +47,10 @@ pub enum Record<'a> {
     Window(WindowRecord),
     /// A block was handed out that its allocator chose as a sample.
     Sampled(SampledRecord),
+    /// A page was brought in.
+    PageFault(PageFaultRecord),
+    /// Whether it is still there.
+    Residence(ResidenceRecord),
 }
 
 /// A code object's record.
@@ -119,6 +125,8 @@ pub enum DecodeError {
     BadCode,
     /// A window with a weight that is none: what comes behind it stands for nobody knows how much.
     BadWindow,
+    /// A page fault of which nobody knows for how many it stands.
+    BadPageFault,
 }
 
 impl core::fmt::Display for DecodeError {
@@ -129,6 +137,7 @@ impl core::fmt::Display for DecodeError {
             Self::BadStack => f.write_str("malformed stack record"),
             Self::BadCode => f.write_str("malformed record of a code object"),
             Self::BadWindow => f.write_str("record of a window without a weight"),
+            Self::BadPageFault => f.write_str("record of a page fault without a limit"),
         }
     }
 }
@@ -230,6 +239,16 @@ impl<'a> Record<'a> {
                 stack: cursor.word()?,
                 weight_bytes: cursor.word()?,
             }),
+            kind if kind == Kind::PageFault as u8 => {
+                let (addr, stack, limit) = (cursor.word()?, cursor.word()?, cursor.word()?);
+                if limit == 0 || limit > ALL_PAGES {
+                    return Err(DecodeError::BadPageFault);
+                }
+                Self::PageFault(PageFaultRecord { header, addr, stack, limit })
+            }
+            kind if kind == Kind::Residence as u8 => {
+                Self::Residence(ResidenceRecord { header, addr: cursor.word()?, bytes: cursor.word()? })
+            }
             kind => return Err(DecodeError::UnknownKind(kind)),
         })
     }
@@ -245,6 +264,8 @@ impl<'a> Record<'a> {
             Self::Content(record) => &record.header,
             Self::Window(record) => &record.header,
             Self::Sampled(record) => &record.header,
+            Self::PageFault(record) => &record.header,
+            Self::Residence(record) => &record.header,
             Self::Code(record) => &record.header.header,
             Self::Stack { header, .. } | Self::Exec(header) | Self::Fork(header) => header,
         }
@@ -342,6 +363,19 @@ mod tests {
             Ok(Record::Sampled(sampled))
         );
         assert_eq!(sampled.weight(), 16.0);
+        assert_eq!(
+            Record::decode(&words(&[first_word(Kind::PageFault), 5, 6, 7, 8])),
+            Ok(Record::PageFault(PageFaultRecord {
+                header: header(Kind::PageFault),
+                addr: 6,
+                stack: 7,
+                limit: 8
+            }))
+        );
+        assert_eq!(
+            Record::decode(&words(&[first_word(Kind::Residence), 5, 6, 7])),
+            Ok(Record::Residence(ResidenceRecord { header: header(Kind::Residence), addr: 6, bytes: 7 }))
+        );
         // A block stands for itself at least, also where its size or its weight is none.
         assert_eq!(SampledRecord { weight_bytes: 0, ..sampled }.weight(), 1.0);
         assert_eq!(SampledRecord { size_bytes: 0, ..sampled }.weight(), 1600.0);
@@ -351,7 +385,19 @@ mod tests {
     fn what_is_no_record_is_an_error() {
         assert_eq!(Record::decode(&[]), Err(DecodeError::Truncated));
         assert_eq!(Record::decode(&words(&[99, 0])), Err(DecodeError::UnknownKind(99)));
-        for kind in [Kind::Allocate, Kind::Release, Kind::ReplaceBegin, Kind::ReplaceEnd, Kind::Sampled] {
+        for limit in [0, ALL_PAGES + 1] {
+            let fault = words(&[first_word(Kind::PageFault), 5, 6, 7, limit]);
+            assert_eq!(Record::decode(&fault), Err(DecodeError::BadPageFault), "{limit}");
+        }
+        for kind in [
+            Kind::Allocate,
+            Kind::Release,
+            Kind::ReplaceBegin,
+            Kind::ReplaceEnd,
+            Kind::Sampled,
+            Kind::PageFault,
+            Kind::Residence,
+        ] {
             assert_eq!(Record::decode(&words(&[first_word(kind), 5])), Err(DecodeError::Truncated));
         }
         for weight in [f64::NAN, f64::INFINITY, -f64::INFINITY, 0.0, 0.999, -2.0] {

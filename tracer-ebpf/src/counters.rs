@@ -4,7 +4,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use tracer_common::counter::Counter;
 
-use crate::maps::{CODE_DEATHS, COUNTERS, HITS};
+use crate::maps::{CODE_DEATHS, COUNTERS, HITS, PAGE_FAULT_TIME};
 
 /// Adds one to `counter`.
 #[inline(always)]
@@ -30,9 +30,22 @@ pub fn count_code_death(target: u16) {
     }
 }
 
+/// Tracing a page fault has taken so long.
+#[inline(always)]
+pub fn add_fault_time(nanoseconds: u64) {
+    if let Some(cell) = PAGE_FAULT_TIME.get_ptr_mut(0) {
+        add(cell, nanoseconds);
+    }
+}
+
 #[inline(always)]
 fn add_one(cell: *mut u64) {
+    add(cell, 1);
+}
+
+#[inline(always)]
+fn add(cell: *mut u64, number: u64) {
     // SAFETY: the cell is an aligned u64 in a map, which lives as long as the program.
     // The intrinsic, since core hides `fetch_add` on a target without compare-and-swap.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(cell, 1) };
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(cell, number) };
 }

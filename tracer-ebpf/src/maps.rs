@@ -97,6 +97,14 @@ pub static USDT_ARGUMENTS: Array<Arguments> = Array::with_max_entries(MAX_DESCRI
 #[map]
 pub static HITS: Array<u64> = Array::with_max_entries(COUNTERS_OF_HITS, 0);
 
+/// Page faults are traced of pages whose lot is below it ([`tracer_common::page`]); written by user space, 0 at first.
+#[map]
+pub static PAGE_LIMIT: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Nanoseconds that tracing page faults has taken, added to atomically.
+#[map]
+pub static PAGE_FAULT_TIME: Array<u64> = Array::with_max_entries(1, 0);
+
 /// One cell per [`Counter`], added to atomically.
 #[map]
 pub static COUNTERS: Array<u64> = Array::with_max_entries(Counter::ALL.len() as u32, 0);

@@ -24,6 +24,16 @@ pub fn fs_base() -> u64 {
     kernel_word(task.wrapping_add(offset)).unwrap_or(0)
 }
 
+/// Whether the thread may not wait for a page just now: what it touches in vain is not brought. So do programs of ours,
+/// and of others, when they read user memory.
+pub fn may_not_fault() -> bool {
+    let offset = config().task.pagefault_disabled;
+    // SAFETY: the helper takes no pointers.
+    let task = unsafe { bpf_get_current_task() };
+    // An `int`, a depth: the read itself is one of those that may not wait (`copy_from_kernel_nofault`, mm/maccess.c).
+    offset == 0 || kernel_word(task.wrapping_add(offset)).is_none_or(|word| word as u32 != 1)
+}
+
 /// What `orig_ret_vaddr` the pending return probe has that took the return address at `slot_addr`. Of several
 /// probes on one function only the first found the address, the others found `trampoline`.
 #[inline(always)]

@@ -125,6 +125,15 @@ pub fn at_instruction<C: EbpfContext>(
     Some(state)
 }
 
+/// The state of the current thread for a stack that belongs to no call, whatever call the thread is in. What it
+/// holds of that call is to stay; its target is the same.
+#[inline(always)]
+pub fn beside_call<C: EbpfContext>(context: &C, cookie: Cookie) -> Option<&'static mut ThreadState> {
+    let state = entry(context, cookie, 0)?;
+    state.stack.stack.target = cookie.target();
+    Some(state)
+}
+
 /// The entry of the current thread, made where there is none. `None` where there is no room: then what
 /// gives back `released` is lost.
 #[inline(always)]

@@ -1,16 +1,18 @@
 //! The values that travel between the stages, and the report: the JSON schema `memtrace.report.v1`.
 
 pub mod heap;
+mod page_faults;
 mod python;
 mod sampling;
 
+pub use page_faults::{PageFaultFacts, PageFaultRow, PageFaults};
 pub use python::{PythonCode, PythonText, RawCode};
 pub use sampling::{Estimate, Sampling, SamplingFacts};
 
 use serde::{Deserialize, Serialize};
 use tracer_common::event::{
-    AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, ReleaseRecord, ReplaceBeginRecord,
-    ReplaceEndRecord, SampledRecord, WalkEnd, WindowRecord,
+    AllocateRecord, Asked, ContentRecord, DoubtRecord, Header, PageFaultRecord, ReleaseRecord,
+    ReplaceBeginRecord, ReplaceEndRecord, ResidenceRecord, SampledRecord, WalkEnd, WindowRecord,
 };
 
 /// What happened in the target, in the order in which it happened. Live tracing and a recording give the same.
@@ -40,6 +42,10 @@ pub enum Event {
     Window(WindowRecord),
     /// A block was handed out that its allocator chose as a sample.
     Sampled(SampledRecord),
+    /// A page was brought in.
+    PageFault(PageFaultRecord),
+    /// Whether it is still there.
+    Residence(ResidenceRecord),
 }
 
 /// Frames as taken in the kernel.
@@ -177,6 +183,9 @@ pub struct Report {
     pub notes: Vec<String>,
     /// One row per distinct stack and domain, most outstanding bytes first.
     pub stacks: Vec<StackRow>,
+    /// Page faults, where they were traced: they are in no other figure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_faults: Option<PageFaults>,
 }
 
 /// A traced process.

@@ -14,7 +14,7 @@ use crate::cli::plan::OutputPlan;
 use crate::collect::decode::Decoder;
 use crate::exit::{Code, Failure};
 use crate::ledger::SizeLimits;
-use crate::model::{Loss, Mapping, Module, Report, Sampling, SamplingFacts, Target};
+use crate::model::{Loss, Mapping, Module, PageFaultFacts, Report, Sampling, SamplingFacts, Target};
 use crate::output;
 use crate::recording::{FIRST_WITH_CONTENTS, FIRST_WITH_DOUBT, Reader, RecordingHeader, Section, Trailer};
 use crate::summarize::{self, Names, RunFacts, Traced};
@@ -135,6 +135,13 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
             is_told.then(summarize::own_sampling)
         }
     };
+    let page_faults = match &trailer {
+        Some(end) => end.page_faults,
+        None => {
+            let has_any = traces.iter().any(|traced| !traced.trace.ledger.pages().rows().is_empty());
+            has_any.then(PageFaultFacts::default)
+        }
+    };
     let facts = RunFacts {
         memtrace_version: header.memtrace_version.clone(),
         started_unix_ms: header.started_unix_ms,
@@ -152,6 +159,7 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
             })
             .collect(),
         sampling,
+        page_faults,
     };
     let (mut loss, coverage) = match trailer {
         Some(end) => (end.loss, end.coverage),

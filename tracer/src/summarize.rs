@@ -1,6 +1,7 @@
 //! Books and names to the report.
 
 mod frames;
+mod page_faults;
 mod rows;
 mod tally;
 
@@ -12,8 +13,8 @@ use tracer_common::event::{MAX_FRAMES, WalkEnd};
 use tracer_common::probe::Domain;
 
 use crate::model::{
-    CodeAddr, Coverage, Frame, Loss, Mode, PYTHON_UNPLACED, Report, Sampling, SamplingFacts, StackRow,
-    Target, Totals,
+    CodeAddr, Coverage, Frame, Loss, Mode, PYTHON_UNPLACED, PageFaultFacts, Report, Sampling, SamplingFacts,
+    StackRow, Target, Totals,
 };
 use crate::trace::Trace;
 
@@ -44,6 +45,8 @@ pub struct RunFacts {
     pub domains: Vec<Domain>,
     /// How the trace was sampled; `None` where every call was traced.
     pub sampling: Option<SamplingFacts>,
+    /// What is known of page faults besides the books; `None` where they were not traced.
+    pub page_faults: Option<PageFaultFacts>,
 }
 
 /// The places in native code, each once: what Python functions are called is in the books.
@@ -51,8 +54,9 @@ pub fn places(traces: &[Traced<'_>]) -> Vec<CodeAddr> {
     let mut places: Vec<CodeAddr> = traces
         .iter()
         .flat_map(|traced| {
-            let stacks = &traced.trace.stacks;
-            traced.trace.ledger.rows().iter().filter_map(|row| stacks.get(&row.stack))
+            let (stacks, ledger) = (&traced.trace.stacks, &traced.trace.ledger);
+            let of_faults = ledger.pages().rows().iter().map(|row| row.stack);
+            ledger.rows().iter().map(|row| row.stack).chain(of_faults).filter_map(|id| stacks.get(&id))
         })
         .flat_map(|stack| stack.frames.iter().copied())
         .filter(|place| !matches!(place, CodeAddr::Python { .. }))
@@ -77,6 +81,7 @@ pub fn report(
         .flat_map(|(place, traced)| rows::rows(place, traced, names, facts, &mut loss))
         .collect();
     stacks.sort_by_key(|row| std::cmp::Reverse((row.outstanding_bytes, row.alloc_bytes, row.alloc_count)));
+    let page_faults = facts.page_faults.map(|known| page_faults::summarize(traces, names, known, &mut loss));
     let mut totals = sums(&stacks);
     for traced in traces {
         let inconsistencies = traced.trace.ledger.inconsistencies();
@@ -97,6 +102,7 @@ pub fn report(
         loss,
         notes,
         stacks,
+        page_faults,
     }
 }
 
@@ -137,9 +143,11 @@ pub fn loss(counters: &BTreeMap<Counter, u64>, undecodable: u64) -> Loss {
     for (counter, count) in counters {
         add(&mut loss.detail, counter.label(), *count);
         match counter {
-            Counter::AllocationLost | Counter::FreeLost | Counter::ReplaceLost | Counter::ReadFailed => {
-                loss.events_lost += count;
-            }
+            Counter::AllocationLost
+            | Counter::FreeLost
+            | Counter::ReplaceLost
+            | Counter::ReadFailed
+            | Counter::PageFaultLost => loss.events_lost += count,
             Counter::ThreadMapFull | Counter::ReturnLost => loss.probes_missed += count,
             // Counted where the allocations are that lack their stack.
             Counter::StackLost | Counter::StackMapFull => {}

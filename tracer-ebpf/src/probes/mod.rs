@@ -9,6 +9,7 @@ mod code_gone;
 mod idle;
 mod measure;
 mod move_break;
+mod page_fault;
 mod process;
 mod pymalloc;
 mod registers;

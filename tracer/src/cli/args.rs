@@ -83,6 +83,14 @@ pub struct TraceArgs {
     #[arg(long, value_name = "PCT", value_parser = values::overhead,
           conflicts_with_all = ["exact", "single_links", "redirect_allocators"])]
     pub max_overhead: Option<f64>,
+    /// Tell page faults by stack too: which code has made memory resident, and what of it still is
+    ///
+    /// For what no allocation tells: memory that was reserved long ago and is touched now, stacks, files that are
+    /// mapped. The kernel's own events are used; every fault of the machine then takes some 100 nanoseconds longer,
+    /// one of the target that is traced some microseconds. Within --max-overhead only a share of the pages is traced
+    /// where all would cost too much
+    #[arg(long, conflicts_with = "probe_only")]
+    pub page_faults: bool,
     /// Write to the memory of the target, to see calls of CPython's allocators that cannot be seen otherwise
     ///
     /// WRITES TO THE TARGET: 8 pointers of 8 bytes each, in CPython's two tables of allocator functions, come to lead

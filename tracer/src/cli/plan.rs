@@ -41,6 +41,8 @@ pub struct TracePlan {
     pub domains: Option<Vec<Domain>>,
     /// What tracing may take of a target's time, percent; `None` = what it takes.
     pub max_overhead_pct: Option<f64>,
+    /// Trace page faults too.
+    pub traces_page_faults: bool,
     /// Write to CPython's allocator tables.
     pub redirects_allocators: bool,
     /// What to print, where to write.
@@ -121,6 +123,7 @@ impl TracePlan {
             limits,
             domains: (!args.domains.is_empty()).then_some(args.domains),
             max_overhead_pct,
+            traces_page_faults: args.page_faults,
             redirects_allocators: args.redirect_allocators,
             output: OutputPlan::new(args.output, files)?,
             recording,

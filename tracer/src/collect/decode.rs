@@ -45,6 +45,8 @@ fn event(record: Record<'_>) -> Event {
         Record::Content(record) => Event::Content(record),
         Record::Window(record) => Event::Window(record),
         Record::Sampled(record) => Event::Sampled(record),
+        Record::PageFault(record) => Event::PageFault(record),
+        Record::Residence(record) => Event::Residence(record),
     }
 }
 
@@ -67,6 +69,8 @@ impl Event {
             Self::Content(record) => &record.header,
             Self::Window(record) => &record.header,
             Self::Sampled(record) => &record.header,
+            Self::PageFault(record) => &record.header,
+            Self::Residence(record) => &record.header,
             Self::Exec(header) | Self::Fork(header) => header,
         }
     }

@@ -6,8 +6,10 @@
 //! what a window takes is earned until the next. Distances are random: work that comes at regular times meets
 //! windows as often as any other.
 
+mod pages;
 mod progress;
 
+pub use pages::PageGovernor;
 pub use progress::{Own, Progress, Span};
 
 use std::time::Duration;

@@ -14,6 +14,7 @@ pub mod mappings;
 pub mod objects;
 pub mod pymalloc;
 pub mod residency;
+pub mod resident_pages;
 pub mod stacks;
 mod words;
 

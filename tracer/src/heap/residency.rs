@@ -11,8 +11,8 @@ use super::mappings::Mapping;
 pub const PAGE_BYTES: u64 = 4096;
 
 /// Bits of an entry.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
+pub(super) const PRESENT: u64 = 1 << 63;
+pub(super) const SWAPPED: u64 = 1 << 62;
 const OF_FILE_OR_SHARED: u64 = 1 << 61;
 const EXCLUSIVE: u64 = 1 << 56;
 

@@ -14,6 +14,7 @@
 
 mod block;
 mod mapped;
+pub mod pages;
 pub mod rows;
 mod sampled;
 mod windows;
@@ -32,6 +33,7 @@ use crate::estimate::Weight;
 use crate::model::Event;
 use block::Block;
 use mapped::{MappedBlocks, Span};
+use pages::Pages;
 use rows::{RowId, Rows};
 
 /// Two processors may write one cell of [`tracer_common::lost`] at once, and the earlier time stay. A cell
@@ -104,6 +106,7 @@ pub struct Ledger {
     calls: HashMap<u32, Call>,
     rows: Rows,
     windows: Windows,
+    pages: Pages,
     inconsistencies: Inconsistencies,
 }
 
@@ -117,6 +120,7 @@ impl Ledger {
             calls: HashMap::new(),
             rows: Rows::default(),
             windows: Windows::default(),
+            pages: Pages::default(),
             inconsistencies: Inconsistencies::default(),
         }
     }
@@ -133,6 +137,8 @@ impl Ledger {
             Event::Content(record) => self.look_into(record),
             Event::Window(record) => self.enter_window(record),
             Event::Sampled(record) => self.enter_sample(record),
+            Event::PageFault(record) => self.pages.fault(record),
+            Event::Residence(record) => self.pages.look(record),
             Event::Stack(_) | Event::Code(_) | Event::Exec(_) | Event::Fork(_) => {}
         }
     }
@@ -140,6 +146,11 @@ impl Ledger {
     /// The totals per row so far.
     pub fn rows(&self) -> &Rows {
         &self.rows
+    }
+
+    /// The page faults, which are in no row.
+    pub fn pages(&self) -> &Pages {
+        &self.pages
     }
 
     /// What does not fit together.

@@ -65,6 +65,9 @@ pub enum KernelError {
         #[source]
         source: aya::maps::MapError,
     },
+    /// The kernel does not tell where it keeps what is needed.
+    #[error("trace {0}: the kernel shows no types of its own (BTF, /sys/kernel/btf/vmlinux)")]
+    NoTypes(&'static str),
     /// The table of lost frees could not be mapped.
     #[error("map the table of lost frees")]
     LostFrees(#[source] std::io::Error),
@@ -284,7 +287,12 @@ impl Kernel {
             .map_err(|source| KernelError::Map { name: "EVENTS", source })
     }
 
-    /// The object, for the eBPF side's log.
+    /// A map of words that no other part writes to; to be taken once.
+    pub(super) fn take_array(&mut self, name: &'static str) -> Result<Array<MapData, u64>, KernelError> {
+        array(&mut self.ebpf, name)
+    }
+
+    /// The object, for its programs and for the eBPF side's log.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }

@@ -11,6 +11,7 @@ mod inner_map;
 pub mod kernel;
 pub mod lost;
 pub mod multi;
+pub mod page_faults;
 pub mod placement;
 mod task_layout;
 pub mod trial;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use tracer_common::event::{Asked, Header, WindowRecord};
+use tracer_common::event::{Asked, Header, ResidenceRecord, WindowRecord};
 use tracer_common::frame::{self, NO_UNIT_YET, UNKNOWN_UNIT};
 use tracer_common::probe::Function;
 use tracer_common::record::Record;
@@ -120,6 +120,8 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
         Record::Content(_) => "content",
         Record::Window(_) => "window",
         Record::Sampled(_) => "sampled",
+        Record::PageFault(_) => "page-fault",
+        Record::Residence(_) => "residence",
     };
     write!(out, "  {time} {name} target={target} tid={tid}")?;
     match Function::from_number(function) {
@@ -160,6 +162,13 @@ fn write_record(recording: &RecordingHeader, record: &Record<'_>, out: &mut dyn 
             " addr={:#x} size={} stack={:#x} weight={}",
             record.addr, record.size_bytes, record.stack, record.weight_bytes
         )?,
+        Record::PageFault(record) => {
+            write!(out, " addr={:#x} stack={:#x} limit={:#x}", record.addr, record.stack, record.limit)?;
+        }
+        Record::Residence(ResidenceRecord { addr: ResidenceRecord::ALL, bytes: limit, .. }) => {
+            write!(out, " all limit={limit:#x}")?;
+        }
+        Record::Residence(record) => write!(out, " addr={:#x} bytes={}", record.addr, record.bytes)?,
         Record::Code(code) => {
             write!(out, " addr={:#x} check={:#x}", code.header.code_addr, code.header.check)?;
             write_code(&PythonCode::new(&RawCode::from(*code)), out)?;

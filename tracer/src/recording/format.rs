@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tracer_common::record::Record;
 
-use crate::model::{CodeAddr, Content, Coverage, Frame, Loss, Mapping, Mode, SamplingFacts, Target};
+use crate::model::{
+    CodeAddr, Content, Coverage, Frame, Loss, Mapping, Mode, PageFaultFacts, SamplingFacts, Target,
+};
 
 /// The format that this program writes, and the newest that it reads. Raised when a reader of the old
 /// format would get wrong figures from the new one; a section type or a JSON field more does not raise it.
@@ -16,8 +18,8 @@ use crate::model::{CodeAddr, Content, Coverage, Frame, Loss, Mapping, Mode, Samp
 /// Version 2 has targets that were found after the start, and records of doubt and of forks; version 3 has
 /// frames that are no return addresses, and the Python code objects that some of them name; version 4 has
 /// what was found in blocks, and what calls asked for; version 5 has windows, in which each allocation stands for
-/// more than itself.
-pub const VERSION: u32 = 5;
+/// more than itself; version 6 has page faults.
+pub const VERSION: u32 = 6;
 
 /// The oldest format that this program reads. Whatever it holds means the same in the newest.
 pub const OLDEST_VERSION: u32 = 1;
@@ -277,6 +279,9 @@ pub struct Trailer {
     /// How the trace was sampled; `None` where every call was traced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampling: Option<SamplingFacts>,
+    /// What is known of page faults besides the events; `None` where they were not traced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_faults: Option<PageFaultFacts>,
 }
 
 /// Appends one record to a batch: its length as u16, then its bytes.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use lz4_flex::block::{compress_into, get_maximum_output_size};
 use serde::Serialize;
-use tracer_common::event::{ContentRecord, DoubtRecord, Header, WindowRecord};
+use tracer_common::event::{ContentRecord, DoubtRecord, Header, ResidenceRecord, WindowRecord};
 
 use super::format::{
     EVENT_BATCH_BYTES, MAGIC, MAGIC_TAIL, MAX_RECORD_BYTES, MAX_SECTION_BYTES, Mappings, NamedPlace,
@@ -143,6 +143,17 @@ impl<W: Write> Writer<W> {
         let mut raw = header_bytes(&content.header).to_vec();
         raw.extend(content.addr.to_le_bytes());
         raw.extend(content.content.to_le_bytes());
+        self.event(&raw)
+    }
+
+    /// Keeps what is there of a page that was faulted in, or that all were looked at.
+    ///
+    /// # Errors
+    /// As for [`Writer::event`].
+    pub fn residence(&mut self, residence: &ResidenceRecord) -> io::Result<()> {
+        let mut raw = header_bytes(&residence.header).to_vec();
+        raw.extend(residence.addr.to_le_bytes());
+        raw.extend(residence.bytes.to_le_bytes());
         self.event(&raw)
     }
 

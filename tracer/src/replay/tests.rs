@@ -166,6 +166,7 @@ fn a_recording_gives_the_report_that_was_made_live() {
             min_age,
             domains: Domain::ALL.to_vec(),
             sampling: None,
+            page_faults: None,
         };
         let traced: Vec<Traced<'_>> = targets
             .iter()
@@ -235,6 +236,7 @@ fn python_frames_are_named_as_they_were_live() {
         min_age: Duration::ZERO,
         domains: Domain::ALL.to_vec(),
         sampling: None,
+        page_faults: None,
     };
     let made_live = summarize::report(
         &traced,
@@ -338,6 +340,7 @@ fn blocks_are_told_by_what_is_in_them_as_they_were_live() {
         min_age: Duration::ZERO,
         domains: Domain::ALL.to_vec(),
         sampling: None,
+        page_faults: None,
     };
     let loss = summarize::loss(&BTreeMap::new(), 0);
     let made_live = summarize::report(&traced, &Names::new(), &facts, loss, BTreeMap::new(), Vec::new());

@@ -67,6 +67,10 @@ impl Filter {
         let rows_before = report.stacks.len() as u64;
         let before = report.totals;
         report.stacks.retain(|row| self.keeps(&row.frames));
+        if let Some(faults) = &mut report.page_faults {
+            faults.stacks.retain(|row| self.keeps(&row.frames));
+            faults.add_up();
+        }
         let unmatched_free_count = before.unmatched_free_count;
         report.totals = report.stacks.iter().fold(Totals { unmatched_free_count, ..Totals::default() }, add);
         let left_out = rows_before - report.stacks.len() as u64;

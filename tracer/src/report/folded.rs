@@ -49,7 +49,7 @@ fn fold_row(report: &Report, row: &StackRow, options: &Options) -> String {
     };
     if row.frames.is_empty() {
         push("[stack lost]");
-    } else if shown::truncated(row, options).is_some() {
+    } else if shown::truncated(row.truncated.as_deref(), &row.frames, options).is_some() {
         // Below the outermost frame that is known: whatever called it may be missing.
         push("[truncated]");
     }

@@ -109,6 +109,7 @@ fn meaning_in_kernel(counter: Counter) -> &'static str {
         Counter::StackMapFull => "too many distinct stacks: counted, but under no stack",
         Counter::ThreadMapFull => "too many threads: the call is missing from every figure",
         Counter::ReturnLost => "the call was never seen to return: missing from every figure",
+        Counter::PageFaultLost => "event buffer full: these page faults are missing from those below",
         Counter::ReadFailed => "the result could not be read from the target: missing from every figure",
     }
 }

@@ -57,7 +57,7 @@ pub(super) fn outstanding<'a>(rows: &'a [StackRow], options: &Options) -> Vec<Me
     let mut merged: Vec<MergedRow<'_>> = Vec::new();
     for row in rows.iter().filter(|row| row.outstanding_count > 0) {
         let frames = shown::frames(&row.frames, options);
-        let truncated = shown::truncated(row, options);
+        let truncated = shown::truncated(row.truncated.as_deref(), &row.frames, options);
         let index = *place.entry(Key::new(row, truncated, &frames)).or_insert_with(|| {
             merged.push(MergedRow::new(row, truncated, frames));
             merged.len() - 1
@@ -152,7 +152,7 @@ impl<'a> Key<'a> {
 
 /// What is printed of a frame: a name hides the address, and a source file hides the module.
 #[derive(PartialEq, Eq, Hash)]
-enum FrameKey<'a> {
+pub(super) enum FrameKey<'a> {
     InSource {
         function: &'a str,
         file: &'a str,
@@ -178,7 +178,8 @@ enum FrameKey<'a> {
 }
 
 impl<'a> FrameKey<'a> {
-    fn new(frame: &'a Frame) -> Self {
+    /// What is printed of `frame`.
+    pub(super) fn new(frame: &'a Frame) -> Self {
         let module = frame.module.as_deref();
         match (frame.function.as_deref(), frame.file.as_deref(), module) {
             (Some(function), Some(file), _) => {
@@ -282,6 +283,7 @@ pub(super) mod tests {
             loss: Loss { complete: true, ..Loss::default() },
             notes: Vec::new(),
             stacks,
+            page_faults: None,
         }
     }
 

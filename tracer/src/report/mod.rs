@@ -11,6 +11,7 @@ mod json;
 mod label;
 mod loss;
 mod merge;
+mod page_faults;
 mod shown;
 mod stacks;
 mod svg;

@@ -1,7 +1,7 @@
 //! Which frames of a stack text and pictures show.
 
 use super::Options;
-use crate::model::{Frame, FrameKind, PYTHON_UNPLACED, StackRow};
+use crate::model::{Frame, FrameKind, PYTHON_UNPLACED};
 
 /// The frames of a stack that are shown, innermost first.
 ///
@@ -25,16 +25,15 @@ pub(super) fn hides_native(frames: &[Frame], options: &Options) -> bool {
     !options.native && behind_leaf.any(|frame| frame.kind != FrameKind::Python)
 }
 
-/// Why what is shown of a row's stack is not whole, where it is not.
-pub(super) fn truncated<'a>(row: &'a StackRow, options: &Options) -> Option<&'a str> {
-    let reason = row.truncated.as_deref();
+/// Why what is shown of a stack is not whole, where it is not; `reason` is why the stack is not.
+pub(super) fn truncated<'a>(reason: Option<&'a str>, frames: &[Frame], options: &Options) -> Option<&'a str> {
     // Python frames by themselves are in order wherever they belong.
-    reason.filter(|reason| *reason != PYTHON_UNPLACED || !hides_native(&row.frames, options))
+    reason.filter(|reason| *reason != PYTHON_UNPLACED || !hides_native(frames, options))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::merge::tests::{frame, python, row};
+    use super::super::merge::tests::{frame, python};
     use super::*;
 
     fn shown(stack: &[Frame], native: bool) -> Vec<&str> {
@@ -56,13 +55,13 @@ mod tests {
 
     #[test]
     fn python_by_itself_is_whole_wherever_it_belongs() {
-        let mut unplaced = row(1, &[frame("f"), frame("_start"), python("g"), frame("h")]);
-        unplaced.truncated = Some(PYTHON_UNPLACED.to_owned());
+        let stack = [frame("f"), frame("_start"), python("g"), frame("h")];
+        let unplaced = Some(PYTHON_UNPLACED);
         let native = Options { native: true, ..Options::default() };
-        assert_eq!(truncated(&unplaced, &Options::default()), None);
-        assert_eq!(truncated(&unplaced, &native), Some(PYTHON_UNPLACED));
-        unplaced.truncated = Some("no unwind information".to_owned());
-        assert_eq!(truncated(&unplaced, &Options::default()), Some("no unwind information"));
+        assert_eq!(truncated(unplaced, &stack, &Options::default()), None);
+        assert_eq!(truncated(unplaced, &stack, &native), Some(PYTHON_UNPLACED));
+        let cut = Some("no unwind information");
+        assert_eq!(truncated(cut, &stack, &Options::default()), cut);
     }
 
     #[test]

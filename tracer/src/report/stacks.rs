@@ -7,7 +7,7 @@ use super::{Options, units};
 use crate::model::{BytesAre, Frame, FrameKind, Report};
 
 /// Column in which the lines below a stack's first one start.
-const INDENT: usize = 6;
+pub(super) const INDENT: usize = 6;
 
 /// Widest function name that the places of a stack line up behind; behind a longer one they follow it.
 const NAME_COLUMN: usize = 28;
@@ -126,7 +126,7 @@ fn stack(page: &mut Page, report: &Report, heads: &Heads, index: usize, row: &Me
     if !row.python_types.is_empty() {
         page.pieces(&below, INDENT, types(row).iter().map(String::as_str));
     }
-    frames(page, row);
+    frames(page, &row.frames, row.truncated);
 }
 
 /// The exact bytes or their bounds, the traffic so far, and what else is known about the row, in phrases.
@@ -201,18 +201,18 @@ fn first_of(items: &[String], most: usize) -> Vec<String> {
 }
 
 /// The frames, innermost first, functions and places in columns as far as they fit.
-fn frames(page: &mut Page, row: &MergedRow<'_>) {
+pub(super) fn frames(page: &mut Page, frames: &[&Frame], truncated: Option<&str>) {
     let indent = " ".repeat(INDENT + 2);
     let room = page.width() - indent.len();
-    if row.frames.is_empty() {
+    if frames.is_empty() {
         page.paragraph(&indent, indent.len(), "(the stack was lost; the figures are not)");
     }
-    let hidden = match row.frames.len().checked_sub(INNERMOST_SHOWN + OUTERMOST_SHOWN) {
+    let hidden = match frames.len().checked_sub(INNERMOST_SHOWN + OUTERMOST_SHOWN) {
         // A line that says "1 frame" takes the place of that frame.
         None | Some(0 | 1) => 0..0,
         Some(more) => INNERMOST_SHOWN..INNERMOST_SHOWN + more,
     };
-    let cells: Vec<(String, String)> = row.frames.iter().map(|frame| cells(frame, room)).collect();
+    let cells: Vec<(String, String)> = frames.iter().map(|frame| cells(frame, room)).collect();
     let names = cells.iter().map(|(name, _)| columns(name));
     let names = names.filter(|width| *width <= NAME_COLUMN).max().unwrap_or(0);
     for (index, (name, place)) in cells.iter().enumerate() {
@@ -225,9 +225,9 @@ fn frames(page: &mut Page, row: &MergedRow<'_>) {
             page.line(&format!("{indent}{name:<column$}  {place}"));
         }
     }
-    if let Some(reason) = row.truncated {
+    if let Some(reason) = truncated {
         // What is missing need not be further out: Python frames are found behind a gap too.
-        let ends_in_python = row.frames.last().is_some_and(|frame| frame.kind == FrameKind::Python);
+        let ends_in_python = frames.last().is_some_and(|frame| frame.kind == FrameKind::Python);
         let what = if ends_in_python { "the stack is not whole" } else { "the stack goes on" };
         let text = format!("({what}: {})", printable(reason));
         page.paragraph(&indent, indent.len(), &text);

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::label::{command_line, printable, shorten_end, shorten_path};
 use super::wrap::{Page, columns};
-use super::{Format, Options, Render, RenderError, loss, stacks, units, write_error};
+use super::{Format, Options, Render, RenderError, loss, page_faults, stacks, units, write_error};
 use crate::model::{Coverage, Mode, Report, Runtime, Sampling, Target};
 
 /// Column in which the values of the header start.
@@ -38,6 +38,9 @@ impl Render for Text {
         }
         page.gap();
         stacks::list(&mut page, report, options);
+        if let Some(faults) = &report.page_faults {
+            page_faults::list(&mut page, report, faults, options);
+        }
         out.write_all(page.into_text().as_bytes()).map_err(write_error(Format::Text))
     }
 }

@@ -66,6 +66,10 @@ impl Live<'_> {
         if let Some(index) = self.place(tgid) {
             self.refresh(index);
             self.verify_one(index);
+            self.look_at_pages_of(index);
+            let traced = &mut self.traced[index];
+            traced.count_faults();
+            traced.was_seen_to_exit = true;
         }
     }
 
@@ -73,6 +77,9 @@ impl Live<'_> {
     pub fn ended(&mut self, tgid: u32) {
         self.take_records();
         let Some(index) = self.place(tgid) else { return };
+        if !self.traced[index].was_seen_to_exit {
+            self.forget_pages_of(index);
+        }
         let traced = &mut self.traced[index];
         traced.has_ended = true;
         self.kernel.remove_target(tgid);

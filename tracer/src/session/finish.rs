@@ -75,6 +75,7 @@ impl Live<'_> {
             min_age: self.plan.output.min_age,
             domains: coverage::domains(self.plan.domains.as_deref(), &self.traced),
             sampling: self.sampling(now_ns),
+            page_faults: self.page_fault_facts(),
         };
         let loss = summarize::loss(&counters, self.decoder.undecodable());
         Ok(summarize::report(
@@ -93,6 +94,8 @@ impl Live<'_> {
     /// When it cannot be written.
     pub(super) fn interim_report(&mut self) -> Result<(), Failure> {
         self.verify();
+        self.count_page_faults();
+        self.look_at_pages();
         self.enter_doubts()?;
         let mut notes = self.all_notes();
         let names = self.names(&mut notes);
@@ -109,6 +112,7 @@ impl Live<'_> {
         let ended_ns = self.stop();
         // While frees are still seen.
         self.verify();
+        self.look_at_pages();
         self.restore_redirected();
         // Links of one probe each go at about ten a second: the report need not wait for that.
         for traced in &mut self.traced {
@@ -134,6 +138,7 @@ impl Live<'_> {
             let counters = self.counters()?;
             let trailer = Trailer {
                 sampling: self.sampling(ended_ns),
+                page_faults: self.page_fault_facts(),
                 ended_mono_ns: ended_ns,
                 targets: report.targets.clone(),
                 duration_ms: report.duration_ms,
@@ -157,7 +162,9 @@ fn lost_pct(report: &Report) -> f64 {
     // Of estimates only a share was seen.
     let share = report.sampling.as_ref().map_or(1.0, |sampling| sampling.share);
     let all = (report.totals.alloc_count + report.totals.unsure_count + report.totals.free_count) as f64;
-    if lost == 0.0 { 0.0 } else { 100.0 * lost / (lost + all * share) }
+    let faults = report.page_faults.iter().flat_map(|faults| &faults.stacks);
+    let faults = faults.map(|row| row.traced_count).sum::<u64>() as f64;
+    if lost == 0.0 { 0.0 } else { 100.0 * lost / (lost + all * share + faults) }
 }
 
 fn named_places(names: &Names) -> Vec<NamedPlace> {

@@ -17,6 +17,7 @@ use super::asked;
 use super::bounded::Bounded;
 use super::coverage;
 use super::detacher::Detacher;
+use super::page_faults::{PageFaultTrace, later_page};
 use super::recorder::Recorder;
 use super::sizes;
 use super::stop::Stop;
@@ -74,6 +75,8 @@ pub struct Live<'a> {
     pub(super) detacher: Detacher,
     /// What holds it to a budget, if anything does.
     pub(super) bounded: Option<Bounded>,
+    /// Page faults, where they are traced too.
+    pub(super) page_faults: Option<PageFaultTrace>,
     /// The sites that were seen to be called, of the target that is added next: module and offset in its file.
     pub(super) hot: HashSet<(u32, u64)>,
     /// When forked children are to be freed of their traps.
@@ -134,6 +137,7 @@ impl<'a> Live<'a> {
             log,
             detacher: Detacher::default(),
             bounded: None,
+            page_faults: None,
             hot: HashSet::new(),
             sweep_due: None,
             round_due: None,
@@ -176,6 +180,9 @@ impl<'a> Live<'a> {
                 recorder.mappings(index, now_ns(), self.shared.modules.modules(), &traced.mappings)
             });
             self.recorded(written);
+        }
+        if self.page_faults.is_some() {
+            traced.begin_counting_faults();
         }
         self.traced.push(traced);
         Ok(())
@@ -236,6 +243,7 @@ impl<'a> Live<'a> {
         }
         self.begin_balances();
         self.begin_bounded();
+        self.begin_page_faults();
         if !self.plan.quiet {
             for traced in &self.traced {
                 let process = &traced.target.process;
@@ -268,6 +276,7 @@ impl<'a> Live<'a> {
             self.recorder.as_ref().map(|_| interval_at(Instant::now() + FLUSH_PERIOD, FLUSH_PERIOD));
         loop {
             let (due, look_due) = (self.bounded.as_ref().and_then(Bounded::due), self.next_look());
+            let pages_due = self.page_faults.as_ref().and_then(PageFaultTrace::due);
             tokio::select! {
                 biased;
                 () = stop.wait() => break,
@@ -277,6 +286,7 @@ impl<'a> Live<'a> {
                 () = at(due) => self.govern(),
                 () = gone(&mut self.bounded) => self.end_window(),
                 () = at(look_due) => self.look(),
+                () = at(pages_due) => self.look_at_page_faults(),
                 () = flush_log(&mut self.log) => {}
                 batch = self.collector.next_batch() => {
                     let batch = batch.context("read the ring buffer")?;
@@ -316,6 +326,7 @@ impl<'a> Live<'a> {
         self.stop_ns = now;
         // Probes stay for a while yet, and what they lose is of no report.
         self.end_counters = self.kernel.counters().ok();
+        self.count_page_faults();
         // A call that was stamped by now has its record in the ring as soon as its thread has run on.
         std::thread::sleep(GRACE);
         self.take_records();
@@ -405,6 +416,7 @@ impl<'a> Live<'a> {
             Event::Release(record) => [record.addr, 0],
             Event::ReplaceBegin(record) => [record.addr, 0],
             Event::ReplaceEnd(record) => [record.addr, record.released_addr],
+            Event::PageFault(record) => [later_page(record.addr), 0],
             Event::Exec(_) => [EVERYTHING, 0],
             _ => return,
         };
@@ -425,6 +437,9 @@ impl<'a> Live<'a> {
             Err(error) => self.fail(error),
         }
         note.into_iter().for_each(|note| self.note(note));
+        if self.page_faults.is_some() {
+            self.traced[index].begin_counting_faults();
+        }
         self.record_mappings(index);
     }
 

@@ -14,6 +14,7 @@ mod heaps;
 mod live;
 mod modules;
 mod own_pages;
+mod page_faults;
 mod recorder;
 mod redirected;
 mod sizes;
@@ -135,6 +136,7 @@ async fn attach(plan: &TracePlan, pids: &[u32]) -> Result<ExitCode, Failure> {
     let kernel = counted.as_mut().and_then(|counted| counted.take_kernel(limits));
     let mut live = Live::new(plan, notes, limits, shared, kernel)?;
     let prediction = live.hold_to_budget(&targets, counted.as_ref());
+    live.watch_page_faults()?;
     let mut hot = prediction.hot.into_iter();
     for target in targets {
         let tgid = target.process.tgid;
@@ -188,6 +190,7 @@ async fn start(plan: &TracePlan, command: &[std::ffi::OsString]) -> Result<ExitC
     let limits = sizes::limits(plan, &[], None);
     let mut live = Live::new(plan, Vec::new(), limits, shared, None).map_err(as_launch_failure)?;
     live.hold_to_budget(&[], None);
+    live.watch_page_faults().map_err(as_launch_failure)?;
     let mut launched = launch(command, plan.children).map_err(launch_failure)?;
     trace_command(plan, &mut live, &mut launched, &mut stop).await.map_err(as_launch_failure)
 }

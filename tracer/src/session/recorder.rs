@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use tracer_common::event::{ContentRecord, DoubtRecord, Header, WindowRecord};
+use tracer_common::event::{ContentRecord, DoubtRecord, Header, ResidenceRecord, WindowRecord};
 
 use crate::model::{Mapping, Module, Target};
 use crate::recording::{NamedPlace, RecordingHeader, Trailer, Writer};
@@ -87,6 +87,15 @@ impl Recorder {
     /// When the file cannot be written.
     pub fn content(&mut self, content: &ContentRecord) -> anyhow::Result<()> {
         let result = self.writer.content(content);
+        self.wrote(result)
+    }
+
+    /// Appends what is there of a page that was faulted in.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn residence(&mut self, residence: &ResidenceRecord) -> anyhow::Result<()> {
+        let result = self.writer.residence(residence);
         self.wrote(result)
     }
 

@@ -16,6 +16,7 @@ use super::code_reader::{self, RunningCode};
 use super::heaps::{Heaps, PoolUse};
 use super::modules::ModuleTable;
 use super::own_pages::OwnPages;
+use super::page_faults::KernelCount;
 use super::unwind_tables::UnwindTables;
 use crate::model::{Event, Mapping, RawCode, RawStack};
 use crate::probes::attach::{AttachError, Attachee, Links};
@@ -106,6 +107,10 @@ pub struct Traced {
     pub balance: Option<Balance>,
     /// Whether CPython's pools are in use.
     pub pool_use: PoolUse,
+    /// Its page faults, as the kernel counts them.
+    pub kernel_faults: KernelCount,
+    /// Whether it was looked at when it was about to exit.
+    pub was_seen_to_exit: bool,
     /// Whether it is traced what leaves and enters the pools of pymalloc.
     pub(super) traces_pools: bool,
     /// Whether pointers to pymalloc are written to, so that its functions see every call.
@@ -141,6 +146,8 @@ impl Traced {
             heaps: Heaps::default(),
             balance: None,
             pool_use: PoolUse::default(),
+            kernel_faults: KernelCount::default(),
+            was_seen_to_exit: false,
             traces_pools: false,
             is_redirected: false,
             entry: None,

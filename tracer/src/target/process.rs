@@ -105,6 +105,13 @@ impl Process {
         counts.lines().filter_map(count).sum()
     }
 
+    /// Page faults that the kernel has counted, minor and major ones, also of threads that have ended; `None` when it
+    /// is gone.
+    pub fn page_faults(&self) -> Option<u64> {
+        let stat = read_stat(self.tgid).ok()?;
+        (stat.start_time_ticks == self.start_time_ticks).then_some(stat.page_faults)
+    }
+
     /// Whether the process still runs. Never confused by a reused number.
     pub fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
@@ -232,6 +239,7 @@ struct Stat {
     comm: Vec<u8>,
     state: u8,
     flags: u64,
+    page_faults: u64,
     start_time_ticks: u64,
 }
 
@@ -253,6 +261,7 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
         comm,
         state: *field(3)?.as_bytes().first()?,
         flags: field(9)?.parse().ok()?,
+        page_faults: field(10)?.parse::<u64>().ok()?.wrapping_add(field(12)?.parse().ok()?),
         start_time_ticks: field(22)?.parse().ok()?,
     })
 }
@@ -351,6 +360,7 @@ mod tests {
         let stat = parse_stat(&text).unwrap();
         assert_eq!(stat.comm, b"a) b\n (c)");
         assert_eq!((stat.state, stat.flags, stat.start_time_ticks), (b'S', 4_194_304, 22));
+        assert_eq!(stat.page_faults, 10 + 12);
         for cut in 0..text.len() - 3 {
             assert_eq!(parse_stat(&text[..cut]), None, "cut at {cut}");
         }

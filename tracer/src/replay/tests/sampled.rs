@@ -65,6 +65,7 @@ fn reported(
         min_age: Duration::ZERO,
         domains: Domain::ALL.to_vec(),
         sampling,
+        page_faults: None,
     };
     // As a trailer has it that says nothing.
     let report =

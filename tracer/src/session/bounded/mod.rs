@@ -26,6 +26,7 @@ pub use predict::Prediction;
 
 use super::calls;
 use super::live::Live;
+use super::page_faults::PageFaultTrace;
 use super::sizes::{Counted, SHORT_WINDOW};
 use super::traced::Traced;
 use crate::govern::{Governor, Phase, Progress, Span};
@@ -95,6 +96,8 @@ struct Mark {
     /// Time that all targets were on processors.
     cpu: Duration,
     runs: Runs,
+    /// What tracing page faults has taken.
+    faults: Duration,
     gauge_hits: u64,
 }
 
@@ -106,7 +109,8 @@ impl Mark {
             wall_s: self.at.duration_since(earlier.at).as_secs_f64(),
             cpu_s: self.cpu.saturating_sub(earlier.cpu).as_secs_f64(),
             hits: self.gauge_hits.saturating_sub(earlier.gauge_hits) as f64,
-            cost_s: (runs.count as f64).mul_add(trap_s, runs.time_ns as f64 / 1e9),
+            cost_s: (runs.count as f64).mul_add(trap_s, runs.time_ns as f64 / 1e9)
+                + self.faults.saturating_sub(earlier.faults).as_secs_f64(),
         }
     }
 }
@@ -137,7 +141,13 @@ impl Bounded {
             _runs: runs,
             state,
             due: now,
-            last: Mark { at: now, cpu: Duration::ZERO, runs: Runs::default(), gauge_hits: 0 },
+            last: Mark {
+                at: now,
+                cpu: Duration::ZERO,
+                runs: Runs::default(),
+                faults: Duration::ZERO,
+                gauge_hits: 0,
+            },
             window: 0,
             gap_s: 0.0,
             predicted_slowdown: prediction.slowdown,
@@ -387,6 +397,7 @@ impl Live<'_> {
             at: Instant::now(),
             cpu: living.map(|traced| traced.target.process.cpu_time()).sum(),
             runs,
+            faults: self.page_faults.as_ref().map_or(Duration::ZERO, PageFaultTrace::taken),
             gauge_hits,
         }
     }
