@@ -15,6 +15,7 @@ use blazesym::symbolize::{
     source::{Elf, Source},
 };
 
+use super::demangle::demangle;
 use crate::debuginfo::{MiniDebugInfo, ModuleFile, debug_file};
 use crate::model::{CodeAddr, Frame, FrameKind};
 
@@ -297,12 +298,22 @@ fn symbolize(
             Symbolizer::builder().set_debug_dirs(Some(debug_dirs)).enable_auto_reload(false).build();
         let found = symbolizer.symbolize(&source, Input::VirtOffset(addrs))?;
         let owned = found.into_iter().map(|result| match result {
-            Symbolized::Sym(symbol) => Symbolized::Sym(symbol.into_owned()),
+            Symbolized::Sym(symbol) => Symbolized::Sym(demangled(symbol)),
             Symbolized::Unknown(reason) => Symbolized::Unknown(reason),
         });
         Ok(owned.collect())
     })
     .ok()
+}
+
+/// The symbol with names as the source has them.
+fn demangled(symbol: Sym<'_>) -> Sym<'static> {
+    let mut symbol = symbol.into_owned();
+    let inlined = symbol.inlined.iter_mut().map(|inlined| &mut inlined.name);
+    for name in inlined.chain([&mut symbol.name]) {
+        *name = demangle(name).into_owned().into();
+    }
+    symbol
 }
 
 /// Directory and file joined, without the `.` steps that compilers leave in.

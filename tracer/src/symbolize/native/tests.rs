@@ -40,6 +40,13 @@ fn a_call_has_its_function_file_and_line() {
 }
 
 #[test]
+fn a_short_name_of_c_is_no_type_of_cpp() {
+    for flags in [&["-g"][..], &[]] {
+        assert_eq!(functions(&Program::c(flags).frames("short")), [Some("rd")], "{flags:?}");
+    }
+}
+
+#[test]
 fn inlined_functions_come_innermost_first_with_their_call_lines() {
     let program = Program::c(&["-g"]);
     let call = program.calls["inlined"];

@@ -35,6 +35,8 @@ pub const C_SOURCE: &str = r#"
 #include "calls.h"
 __attribute__((noinline)) void exported_first(void) { HERE("exported"); }
 static __attribute__((noipa)) void hidden(void) { HERE("static"); }
+/* To a demangler of C++, a type. */
+__attribute__((noipa)) void rd(void) { HERE("short"); }
 static inline __attribute__((always_inline)) void inner(void) { HERE("inlined"); }
 static inline __attribute__((always_inline)) void middle(void) { inner(); }
 __attribute__((noinline)) void outer(void) { middle(); }
@@ -44,7 +46,7 @@ static __attribute__((noipa, noreturn)) void leave(const char *label, int line) 
     exit(0);
 }
 __attribute__((noipa)) void ends_in_a_call(void) { leave("noreturn", __LINE__); }
-int main(void) { exported_first(); hidden(); outer(); ends_in_a_call(); return 0; }
+int main(void) { exported_first(); hidden(); rd(); outer(); ends_in_a_call(); return 0; }
 "#;
 
 pub const CPP_SOURCE: &str = r#"
