@@ -13,6 +13,7 @@ mod attach;
 mod bounded;
 mod claims;
 mod effort;
+mod faults;
 mod figures;
 mod machine;
 mod measure;
@@ -66,6 +67,8 @@ enum Figure {
     Stacks,
     /// ns for a block of CPython's pools
     Pools,
+    /// ns for a page fault that is traced, or passed over
+    Faults,
     /// The highest rate without loss
     Lossless,
     /// Requests per second of a Python server
@@ -155,6 +158,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     if args.wants(Figure::Pools) {
         figures.pools = pools::pools(&bench, &effort, &pythons);
+    }
+    if args.wants(Figure::Faults) {
+        figures.faults = faults::faults(&memtrace, &effort)?;
     }
     if args.wants(Figure::Lossless) {
         figures.lossless = figures::lossless(&bench, &effort)?;

@@ -8,6 +8,9 @@ const PART: f64 = 1.0 / 3.0;
 /// The allowance holds what the budget gives in this time.
 const SECONDS_SAVED: f64 = 4.0;
 
+/// When the limit falls, it is left with that of this time.
+const SECONDS_LEFT: f64 = 0.25;
+
 /// Most pages that are kept in mind: of 4 GiB.
 const MOST_PAGES: usize = 1 << 20;
 
@@ -50,8 +53,8 @@ impl PageGovernor {
                 let times = taken_s / (budget * cpu_s).max(f64::MIN_POSITIVE);
                 let halvings = times.log2().ceil().clamp(1.0, 16.0) as u32;
                 self.limit >>= halvings;
-                // What comes now is another cost; nothing is owed for what went before.
-                self.allowance_s = most_s / 2.0;
+                // Of fewer, each takes longer: it shows soon whether that was enough.
+                self.allowance_s = budget * SECONDS_LEFT;
             }
         }
         self.limit = self.limit.max(LEAST);

@@ -2,6 +2,7 @@
 
 mod bounded;
 
+use super::faults::Way;
 use super::figures::{BLOCK_BYTES, Figures, Memory, Pairs, Server};
 use super::samples::ratio;
 use super::stacks::DEPTHS;
@@ -22,6 +23,11 @@ const OF_NATIVE_FRAME: f64 = 1.0;
 /// Most that a block of CPython's pools may take, exact and without a stack, as a multiple of what two empty programs
 /// at the same places add.
 const OF_EMPTY_AT_POOLS: f64 = 1.5;
+
+/// Most that a page fault may take which memtrace passes over, to an untraced one, and that one which is traced may add,
+/// as a multiple of what bpftrace adds with a stack.
+const OF_FAULT: f64 = 1.15;
+const OF_PEER_AT_FAULTS: f64 = 1.25;
 
 /// Most that tracing malloc may slow the server, as a share of what the bpftrace script does.
 const OF_SLOWDOWN: f64 = 0.5;
@@ -78,6 +84,19 @@ pub fn all(figures: &Figures) -> Vec<Claim> {
         );
         let measured = pools.of_empty(Tool::PoolRecords);
         claims.push(Claim { promise, measured, limit: OF_EMPTY_AT_POOLS });
+    }
+    if !figures.faults.0.is_empty() {
+        let claim = |promise: String, measured, limit| Claim { promise, measured, limit };
+        claims.push(claim(
+            format!("a page fault of a process that is not traced takes at most {OF_FAULT} times as long meanwhile"),
+            figures.faults.to_untraced(Way::Beside),
+            OF_FAULT,
+        ));
+        claims.push(claim(
+            format!("tracing a page fault adds at most {OF_PEER_AT_FAULTS} times what bpftrace adds with its stack"),
+            figures.faults.of_peer(),
+            OF_PEER_AT_FAULTS,
+        ));
     }
     for figure in lossless {
         let promise = format!("events lost with {} thread(s) as fast as possible", figure.threads);

@@ -19,6 +19,8 @@ pub struct Effort {
     pub blocks: u64,
     /// Repeats of stacks, and milliseconds of each.
     pub stacks: (u32, u32),
+    /// Repeats of page faults, and milliseconds of each.
+    pub faults: (u32, u32),
     /// Repeats of becoming ready.
     pub ready: u32,
     /// Runs with bounded overhead.
@@ -34,6 +36,7 @@ impl Effort {
         server: (3, 1500),
         blocks: 5_000_000,
         stacks: (5, 500),
+        faults: (5, 2000),
         ready: 5,
         bounded: Spans { runs: 20, narrow_runs: 3, untraced_s: 10, traced_s: 60, http_s: 20 },
     };
@@ -46,6 +49,7 @@ impl Effort {
         server: (1, 1000),
         blocks: 1_000_000,
         stacks: (2, 200),
+        faults: (1, 500),
         ready: 2,
         bounded: Spans { runs: 1, narrow_runs: 1, untraced_s: 5, traced_s: 15, http_s: 5 },
     };

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use super::attach::Attached;
 use super::bounded::Bounded;
 use super::effort::Effort;
+use super::faults::Faults;
 use super::measure::Bench;
 use super::memory_use::{self, MemoryUse, processor_ticks};
 use super::pools::Pools;
@@ -104,6 +105,8 @@ pub struct Figures {
     pub stacks: Vec<Stacks>,
     /// Blocks of CPython's pools.
     pub pools: Vec<Pools>,
+    /// Page faults.
+    pub faults: Faults,
     /// Rates without loss.
     pub lossless: Vec<Lossless>,
     /// The Python server.

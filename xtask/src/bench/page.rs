@@ -11,6 +11,7 @@ use super::table::{Row, Table};
 use super::tools::Tool;
 
 mod bounded;
+mod faults;
 mod pools;
 mod ready;
 mod stacks;
@@ -55,6 +56,8 @@ impl Page {
         page += &stacks::part(&self.figures.stacks, self.effort.stacks);
         page += "\n## A block of CPython's pools\n\n";
         page += &pools::part(&self.figures.pools, self.effort.stacks);
+        page += "\n## A page fault\n\n";
+        page += &faults::part(&self.figures.faults, self.effort.faults);
         page += "\n## Events without loss\n\n";
         page += &lossless(&self.figures.lossless);
         page += "\n## A Python server\n\n";

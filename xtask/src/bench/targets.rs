@@ -101,12 +101,18 @@ pub fn build_dir() -> PathBuf {
 /// Compiles the C target and returns its path. It keeps frame pointers, without which the peers in the
 /// kernel would see no stacks.
 pub fn build_pairs() -> Result<PathBuf> {
+    build_program("bench_pairs")
+}
+
+/// The same for another one of `tests/targets`.
+pub fn build_program(name: &str) -> Result<PathBuf> {
     let dir = build_dir();
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let program = dir.join("bench_pairs");
+    let program = dir.join(name);
     let mut compiler = Command::new("cc");
     compiler.args(["-g", "-O2", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-pthread", "-o"]);
-    process::run(compiler.arg(&program).arg(workspace::root().join("tests/targets/bench_pairs.c")))?;
+    let source = workspace::root().join("tests/targets").join(name).with_extension("c");
+    process::run(compiler.arg(&program).arg(source))?;
     Ok(program)
 }
 

@@ -162,7 +162,7 @@ fn rates_slowdowns_and_memory_have_their_lines() {
 fn what_was_left_out_says_so() {
     let mut part = page();
     (part.figures, part.claims) = (Figures::default(), Vec::new());
-    assert_eq!(part.render().matches("Not measured in this run.").count(), 9);
+    assert_eq!(part.render().matches("Not measured in this run.").count(), 10);
 }
 
 #[test]
