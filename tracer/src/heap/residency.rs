@@ -13,7 +13,7 @@ pub const PAGE_BYTES: u64 = 4096;
 /// Bits of an entry.
 pub(super) const PRESENT: u64 = 1 << 63;
 pub(super) const SWAPPED: u64 = 1 << 62;
-const OF_FILE_OR_SHARED: u64 = 1 << 61;
+pub(super) const OF_FILE_OR_SHARED: u64 = 1 << 61;
 const EXCLUSIVE: u64 = 1 << 56;
 
 /// Entries read at once.

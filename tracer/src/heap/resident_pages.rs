@@ -1,8 +1,8 @@
 //! What single pages of a process take of its memory: nothing, a page, or a huge one.
 //!
 //! The kernel is asked by `PAGEMAP_SCAN` (Linux 6.7), which tells huge pages, and the page of zeroes that is mapped
-//! where memory was read and never written and takes none. Before it, `/proc/PID/pagemap` tells neither; Linux,
-//! `Documentation/admin-guide/mm/pagemap.rst`.
+//! where memory was read and never written and takes none. Before it, each page is looked up in `/proc/PID/pagemap`,
+//! and what is there in `/proc/kpageflags`; Linux, `Documentation/admin-guide/mm/pagemap.rst`.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::residency::{PAGE_BYTES, PRESENT, SWAPPED};
+use super::residency::{OF_FILE_OR_SHARED, PAGE_BYTES, PRESENT, SWAPPED};
 
 /// `PAGEMAP_SCAN` of linux/fs.h, 6.18: `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
@@ -20,6 +20,13 @@ const IS_PRESENT: u64 = 1 << 3;
 const IS_SWAPPED: u64 = 1 << 4;
 const IS_ZERO: u64 = 1 << 5;
 const IS_HUGE: u64 = 1 << 6;
+
+/// In an entry of the pagemap: which page of the machine it is.
+const FRAME_NUMBER: u64 = (1 << 55) - 1;
+
+/// `KPF_THP` and `KPF_ZERO_PAGE` of linux/kernel-page-flags.h, 6.18.
+const KERNEL_HUGE: u64 = 1 << 22;
+const KERNEL_ZERO_PAGE: u64 = 1 << 24;
 
 /// Bytes of a huge page on x86_64.
 const HUGE_BYTES: u64 = 2 << 20;
@@ -67,7 +74,7 @@ struct Region {
 pub fn held_bytes(tgid: u32, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
     let pagemap = File::open(format!("/proc/{tgid}/pagemap"))?;
     match scan(&pagemap, addrs, are_all) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read(&pagemap, addrs),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read(&pagemap, addrs, are_all),
         held => held,
     }
 }
@@ -98,7 +105,7 @@ fn scan(pagemap: &File, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
         for region in &regions[..count as usize] {
             next += addrs[next..].partition_point(|addr| *addr < region.start);
             let behind = next + addrs[next..].partition_point(|addr| *addr < region.end);
-            enter(region, &addrs[next..behind], are_all, &mut held[next..behind]);
+            enter(region.categories, &addrs[next..behind], are_all, &mut held[next..behind]);
             next = behind;
         }
         if argument.walk_end <= start {
@@ -109,13 +116,13 @@ fn scan(pagemap: &File, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
     Ok(held)
 }
 
-/// Enters what the pages at `addrs` hold, all of which are in `region`.
-fn enter(region: &Region, addrs: &[u64], are_all: bool, held: &mut [u64]) {
-    if region.categories & IS_ZERO != 0 {
+/// Enters what the pages at `addrs` hold, which are of the same kind.
+fn enter(categories: u64, addrs: &[u64], are_all: bool, held: &mut [u64]) {
+    if categories & (IS_PRESENT | IS_SWAPPED) == 0 || categories & IS_ZERO != 0 {
         return;
     }
     held.fill(PAGE_BYTES);
-    if region.categories & IS_HUGE == 0 {
+    if categories & IS_HUGE == 0 {
         return;
     }
     let mut start = 0;
@@ -127,8 +134,11 @@ fn enter(region: &Region, addrs: &[u64], are_all: bool, held: &mut [u64]) {
     }
 }
 
-fn read(pagemap: &File, addrs: &[u64]) -> io::Result<Vec<u64>> {
-    let mut held = Vec::with_capacity(addrs.len());
+/// The same by each page's entry in the pagemap, and by the flags of the memory that it names.
+fn read(pagemap: &File, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
+    // What may not be read says nothing: then no page is a special one.
+    let flags = File::open("/proc/kpageflags").ok();
+    let mut kinds = Vec::with_capacity(addrs.len());
     let mut entries = Vec::new();
     let mut range: Range<u64> = 0..0;
     for (index, addr) in addrs.iter().enumerate() {
@@ -143,9 +153,38 @@ fn read(pagemap: &File, addrs: &[u64]) -> io::Result<Vec<u64>> {
         }
         let at = (page - range.start) as usize * 8;
         let entry = entries[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-        held.push(if entry & (PRESENT | SWAPPED) != 0 { PAGE_BYTES } else { 0 });
+        kinds.push(categories(entry, flags.as_ref()));
+    }
+    let mut held = vec![0; addrs.len()];
+    let mut start = 0;
+    for alike in kinds.chunk_by(|one, other| one == other) {
+        let end = start + alike.len();
+        enter(alike[0], &addrs[start..end], are_all, &mut held[start..end]);
+        start = end;
     }
     Ok(held)
+}
+
+/// What `PAGEMAP_SCAN` would say of a page with this entry; `flags` are those of all memory.
+fn categories(entry: u64, flags: Option<&File>) -> u64 {
+    if entry & PRESENT == 0 {
+        return if entry & SWAPPED != 0 { IS_SWAPPED } else { 0 };
+    }
+    if entry & OF_FILE_OR_SHARED != 0 {
+        return IS_PRESENT;
+    }
+    let mut word = [0; 8];
+    let is_read =
+        flags.is_some_and(|flags| flags.read_exact_at(&mut word, (entry & FRAME_NUMBER) * 8).is_ok());
+    let flags = if is_read { u64::from_le_bytes(word) } else { 0 };
+    let mut categories = IS_PRESENT;
+    if flags & KERNEL_ZERO_PAGE != 0 {
+        categories |= IS_ZERO;
+    }
+    if flags & KERNEL_HUGE != 0 {
+        categories |= IS_HUGE;
+    }
+    categories
 }
 
 #[cfg(test)]
@@ -192,18 +231,14 @@ mod tests {
         }
     }
 
-    /// By both ways; the older one takes pages of zeroes for others.
-    fn held(mapped: &Mapped, pages: &[u64]) -> (Option<Vec<u64>>, Vec<u64>) {
+    /// What pages hold, by both ways where the kernel has both. The older one needs root to tell special pages.
+    fn held(mapped: &Mapped, pages: &[u64]) -> Vec<u64> {
         let addrs: Vec<u64> = pages.iter().map(|page| mapped.addr(*page)).collect();
-        let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let scanned = match scan(&pagemap, &addrs, true) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => None,
-            scanned => Some(scanned.unwrap()),
-        };
-        let whole = held_bytes(std::process::id(), &addrs, true).unwrap();
-        let read = read(&pagemap, &addrs).unwrap();
-        assert_eq!(&whole, scanned.as_ref().unwrap_or(&read));
-        (scanned, read)
+        let held = held_bytes(std::process::id(), &addrs, true).unwrap();
+        if File::open("/proc/kpageflags").is_ok() {
+            assert_eq!(read(&File::open("/proc/self/pagemap").unwrap(), &addrs, true).unwrap(), held);
+        }
+        held
     }
 
     #[test]
@@ -211,12 +246,9 @@ mod tests {
         let mapped = Mapped::new(libc::MADV_NOHUGEPAGE);
         [0, 1, 500, 1023].iter().for_each(|page| mapped.write(*page));
         mapped.read(7);
-        let (scanned, read) = held(&mapped, &[0, 1, 2, 7, 499, 500, 1022, 1023]);
         let page = PAGE_BYTES;
-        assert_eq!(read, [page, page, 0, page, 0, page, 0, page]);
-        if let Some(scanned) = scanned {
-            assert_eq!(scanned, [page, page, 0, 0, 0, page, 0, page], "a page of zeroes takes none");
-        }
+        // That of zeroes takes none.
+        assert_eq!(held(&mapped, &[0, 1, 2, 7, 499, 500, 1022, 1023]), [page, page, 0, 0, 0, page, 0, page]);
         assert_eq!(held_bytes(std::process::id(), &[], true).unwrap(), [0; 0]);
     }
 
@@ -232,19 +264,29 @@ mod tests {
 
     #[test]
     fn a_huge_page_is_that_of_the_page_that_brought_it() {
-        let region = |categories| Region { start: 0, end: 4 * HUGE_BYTES, categories };
         let addrs = [0, 3 * PAGE_BYTES, HUGE_BYTES + 5 * PAGE_BYTES];
         let mut held = [0; 3];
-        enter(&region(IS_PRESENT | IS_HUGE), &addrs, true, &mut held);
+        enter(IS_PRESENT | IS_HUGE, &addrs, true, &mut held);
         assert_eq!(held, [HUGE_BYTES - PAGE_BYTES, PAGE_BYTES, HUGE_BYTES]);
-        enter(&region(IS_PRESENT | IS_HUGE), &addrs, false, &mut held);
+        enter(IS_PRESENT | IS_HUGE, &addrs, false, &mut held);
         assert_eq!(held, [PAGE_BYTES, PAGE_BYTES, HUGE_BYTES]);
         let mut held = [0; 3];
-        enter(&region(IS_PRESENT | IS_HUGE | IS_ZERO), &addrs, true, &mut held);
+        enter(IS_PRESENT | IS_HUGE | IS_ZERO, &addrs, true, &mut held);
         assert_eq!(held, [0; 3]);
         let mut held = [0; 3];
-        enter(&region(IS_SWAPPED), &addrs, true, &mut held);
+        enter(IS_SWAPPED, &addrs, true, &mut held);
         assert_eq!(held, [PAGE_BYTES; 3]);
+    }
+
+    #[test]
+    fn a_huge_page_of_this_process_is_told_if_it_gets_one() {
+        let mapped = Mapped::new(libc::MADV_HUGEPAGE);
+        mapped.write(3);
+        mapped.write(700);
+        let (none, page) = (0, PAGE_BYTES);
+        let held = held(&mapped, &[0, 3, 511, 700]);
+        let huge = [HUGE_BYTES - 2 * page, page, page, HUGE_BYTES];
+        assert!(held == huge || held == [none, page, none, page], "{held:?}");
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Live<'_> {
                 let message: String = format!("{:#}", anyhow::Error::from(error)).chars().take(400).collect();
                 Failure::not_ready(message, "without --page-faults everything else is traced")
             })?;
-            let budget = self.bounded.as_ref().and(self.plan.max_overhead_pct).map(|pct| pct / 100.0);
+            let budget = self.plan.max_overhead_pct.map(|pct| pct / 100.0);
             self.page_faults = Some(PageFaultTrace {
                 events,
                 governor: PageGovernor::new(budget),
