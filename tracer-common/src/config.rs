@@ -22,6 +22,8 @@ pub struct Config {
 pub struct TaskLayout {
     /// `thread.fsbase` in `struct task_struct`.
     pub fs_base: u64,
+    /// `flags` in `struct task_struct`.
+    pub flags: u64,
     /// `pagefault_disabled` in `struct task_struct`.
     pub pagefault_disabled: u64,
     /// `utask` in `struct task_struct`.
@@ -45,6 +47,7 @@ impl Config {
         has_loop: 0,
         task: TaskLayout {
             fs_base: 0,
+            flags: 0,
             pagefault_disabled: 0,
             utask: 0,
             return_instances: 0,

@@ -34,6 +34,18 @@ pub fn may_not_fault() -> bool {
     offset == 0 || kernel_word(task.wrapping_add(offset)).is_none_or(|word| word as u32 != 1)
 }
 
+/// `PF_EXITING` of linux/sched.h.
+const PF_EXITING: u32 = 0x4;
+
+/// Whether the thread is past its last instruction: what is kept of it may be gone by now, and is not made anew.
+pub fn is_exiting() -> bool {
+    let offset = config().task.flags;
+    // SAFETY: the helper takes no pointers.
+    let task = unsafe { bpf_get_current_task() };
+    // An `unsigned int`.
+    offset == 0 || kernel_word(task.wrapping_add(offset)).is_none_or(|word| word as u32 & PF_EXITING != 0)
+}
+
 /// What `orig_ret_vaddr` the pending return probe has that took the return address at `slot_addr`. Of several
 /// probes on one function only the first found the address, the others found `trampoline`.
 #[inline(always)]

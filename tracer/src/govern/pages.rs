@@ -51,7 +51,8 @@ impl PageGovernor {
             if self.allowance_s < 0.0 {
                 // By as much as it is too much, in halves.
                 let times = taken_s / (budget * cpu_s).max(f64::MIN_POSITIVE);
-                let halvings = times.log2().ceil().clamp(1.0, 16.0) as u32;
+                // No fault takes more than the whole time, whatever the clocks of processes that end say.
+                let halvings = times.min(1.0 / budget).log2().ceil().max(1.0) as u32;
                 self.limit >>= halvings;
                 // Of fewer, each takes longer: it shows soon whether that was enough.
                 self.allowance_s = budget * SECONDS_LEFT;

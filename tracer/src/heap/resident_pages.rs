@@ -10,7 +10,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::residency::{OF_FILE_OR_SHARED, PAGE_BYTES, PRESENT, SWAPPED};
+use tracer_common::page::PAGE_BYTES;
+
+use super::residency::{OF_FILE_OR_SHARED, PRESENT, SWAPPED};
 
 /// `PAGEMAP_SCAN` of linux/fs.h, 6.18: `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
@@ -27,9 +29,6 @@ const FRAME_NUMBER: u64 = (1 << 55) - 1;
 /// `KPF_THP` and `KPF_ZERO_PAGE` of linux/kernel-page-flags.h, 6.18.
 const KERNEL_HUGE: u64 = 1 << 22;
 const KERNEL_ZERO_PAGE: u64 = 1 << 24;
-
-/// Bytes of a huge page on x86_64.
-const HUGE_BYTES: u64 = 2 << 20;
 
 /// Regions that one call may tell of.
 const REGIONS_AT_ONCE: usize = 4096;
@@ -64,27 +63,35 @@ struct Region {
     categories: u64,
 }
 
-/// What the pages at `addrs` take, bytes, in their order. These are sorted.
-///
-/// Of several pages of one huge page each has itself, and the first has the rest, if `are_all` says that they are all
-/// that may have brought it. Else it was made of single pages, most of which are not among them: nobody has the rest.
+/// What there is of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing that takes memory.
+    Nothing,
+    /// The page, in memory or in swap.
+    Page,
+    /// The huge page that it is a part of.
+    Huge,
+}
+
+/// What there is of the pages at `addrs`, which are sorted, in their order.
 ///
 /// # Errors
 /// When the process is gone, or may not be looked into.
-pub fn held_bytes(tgid: u32, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
+pub fn held(tgid: u32, addrs: &[u64]) -> io::Result<Vec<Held>> {
     let pagemap = File::open(format!("/proc/{tgid}/pagemap"))?;
-    match scan(&pagemap, addrs, are_all) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read(&pagemap, addrs, are_all),
+    match scan(&pagemap, addrs) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read(&pagemap, addrs),
         held => held,
     }
 }
 
-fn scan(pagemap: &File, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
-    let mut held = vec![0; addrs.len()];
+fn scan(pagemap: &File, addrs: &[u64]) -> io::Result<Vec<Held>> {
+    let mut held = vec![Held::Nothing; addrs.len()];
     let (Some(first), Some(last)) = (addrs.first(), addrs.last()) else { return Ok(held) };
     let mut regions = vec![Region::default(); REGIONS_AT_ONCE];
     let mut next = 0;
-    let mut start = first - first % HUGE_BYTES;
+    let mut start = first - first % PAGE_BYTES;
     let end = last - last % PAGE_BYTES + PAGE_BYTES;
     while start < end {
         let mut argument = ScanArg {
@@ -105,40 +112,33 @@ fn scan(pagemap: &File, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
         for region in &regions[..count as usize] {
             next += addrs[next..].partition_point(|addr| *addr < region.start);
             let behind = next + addrs[next..].partition_point(|addr| *addr < region.end);
-            enter(region.categories, &addrs[next..behind], are_all, &mut held[next..behind]);
+            held[next..behind].fill(of_categories(region.categories));
             next = behind;
         }
         if argument.walk_end <= start {
-            break;
+            return Err(io::Error::other("the kernel's look at pages does not come on"));
         }
         start = argument.walk_end;
     }
     Ok(held)
 }
 
-/// Enters what the pages at `addrs` hold, which are of the same kind.
-fn enter(categories: u64, addrs: &[u64], are_all: bool, held: &mut [u64]) {
+/// What there is of a page of these categories.
+const fn of_categories(categories: u64) -> Held {
     if categories & (IS_PRESENT | IS_SWAPPED) == 0 || categories & IS_ZERO != 0 {
-        return;
-    }
-    held.fill(PAGE_BYTES);
-    if categories & IS_HUGE == 0 {
-        return;
-    }
-    let mut start = 0;
-    for together in addrs.chunk_by(|one, other| one / HUGE_BYTES == other / HUGE_BYTES) {
-        if are_all || together.len() == 1 {
-            held[start] = HUGE_BYTES - (together.len() as u64 - 1) * PAGE_BYTES;
-        }
-        start += together.len();
+        Held::Nothing
+    } else if categories & IS_HUGE != 0 {
+        Held::Huge
+    } else {
+        Held::Page
     }
 }
 
 /// The same by each page's entry in the pagemap, and by the flags of the memory that it names.
-fn read(pagemap: &File, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
+fn read(pagemap: &File, addrs: &[u64]) -> io::Result<Vec<Held>> {
     // What may not be read says nothing: then no page is a special one.
     let flags = File::open("/proc/kpageflags").ok();
-    let mut kinds = Vec::with_capacity(addrs.len());
+    let mut held = Vec::with_capacity(addrs.len());
     let mut entries = Vec::new();
     let mut range: Range<u64> = 0..0;
     for (index, addr) in addrs.iter().enumerate() {
@@ -153,14 +153,7 @@ fn read(pagemap: &File, addrs: &[u64], are_all: bool) -> io::Result<Vec<u64>> {
         }
         let at = (page - range.start) as usize * 8;
         let entry = entries[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-        kinds.push(categories(entry, flags.as_ref()));
-    }
-    let mut held = vec![0; addrs.len()];
-    let mut start = 0;
-    for alike in kinds.chunk_by(|one, other| one == other) {
-        let end = start + alike.len();
-        enter(alike[0], &addrs[start..end], are_all, &mut held[start..end]);
-        start = end;
+        held.push(of_categories(categories(entry, flags.as_ref())));
     }
     Ok(held)
 }
@@ -189,16 +182,16 @@ fn categories(entry: u64, flags: Option<&File>) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tracer_common::page::HUGE_BYTES;
 
-    const PAGES: usize = 1024;
+    use super::*;
 
     /// Memory of this process that begins with a huge page.
     struct Mapped(*mut u8, usize);
 
     impl Mapped {
-        fn new(advice: libc::c_int) -> Self {
-            let bytes = PAGES * PAGE_BYTES as usize + HUGE_BYTES as usize;
+        fn new(pages: u64, advice: libc::c_int) -> Self {
+            let bytes = (pages * PAGE_BYTES + HUGE_BYTES) as usize;
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             // SAFETY: a new mapping.
@@ -222,6 +215,17 @@ mod tests {
             // SAFETY: as above.
             assert_eq!(unsafe { (self.addr(page) as *const u8).read_volatile() }, 0);
         }
+
+        /// What there is of pages, by both ways where the kernel has both. The older one needs root to tell special
+        /// pages.
+        fn held(&self, pages: &[u64]) -> Vec<Held> {
+            let addrs: Vec<u64> = pages.iter().map(|page| self.addr(*page)).collect();
+            let held = held(std::process::id(), &addrs).unwrap();
+            if File::open("/proc/kpageflags").is_ok() {
+                assert_eq!(read(&File::open("/proc/self/pagemap").unwrap(), &addrs).unwrap(), held);
+            }
+            held
+        }
     }
 
     impl Drop for Mapped {
@@ -231,66 +235,41 @@ mod tests {
         }
     }
 
-    /// What pages hold, by both ways where the kernel has both. The older one needs root to tell special pages.
-    fn held(mapped: &Mapped, pages: &[u64]) -> Vec<u64> {
-        let addrs: Vec<u64> = pages.iter().map(|page| mapped.addr(*page)).collect();
-        let held = held_bytes(std::process::id(), &addrs, true).unwrap();
-        if File::open("/proc/kpageflags").is_ok() {
-            assert_eq!(read(&File::open("/proc/self/pagemap").unwrap(), &addrs, true).unwrap(), held);
-        }
-        held
-    }
-
     #[test]
-    fn pages_that_were_written_are_held() {
-        let mapped = Mapped::new(libc::MADV_NOHUGEPAGE);
+    fn pages_that_were_written_are_held_and_those_only_read_are_not() {
+        let mapped = Mapped::new(1024, libc::MADV_NOHUGEPAGE);
         [0, 1, 500, 1023].iter().for_each(|page| mapped.write(*page));
         mapped.read(7);
-        let page = PAGE_BYTES;
-        // That of zeroes takes none.
-        assert_eq!(held(&mapped, &[0, 1, 2, 7, 499, 500, 1022, 1023]), [page, page, 0, 0, 0, page, 0, page]);
-        assert_eq!(held_bytes(std::process::id(), &[], true).unwrap(), [0; 0]);
+        let (page, none) = (Held::Page, Held::Nothing);
+        let expected = [page, page, none, none, none, page, none, page];
+        assert_eq!(mapped.held(&[0, 1, 2, 7, 499, 500, 1022, 1023]), expected);
+        assert_eq!(mapped.held(&[]), []);
     }
 
     #[test]
     fn more_regions_than_one_call_tells_of() {
-        let mapped = Mapped::new(libc::MADV_NOHUGEPAGE);
-        let pages: Vec<u64> = (0..PAGES as u64).collect();
-        pages.iter().step_by(2).for_each(|page| mapped.write(*page));
-        let addrs: Vec<u64> = pages.iter().map(|page| mapped.addr(*page)).collect();
-        let expected = pages.iter().map(|page| if page % 2 == 0 { PAGE_BYTES } else { 0 });
-        assert_eq!(held_bytes(std::process::id(), &addrs, true).unwrap(), expected.collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_huge_page_is_that_of_the_page_that_brought_it() {
-        let addrs = [0, 3 * PAGE_BYTES, HUGE_BYTES + 5 * PAGE_BYTES];
-        let mut held = [0; 3];
-        enter(IS_PRESENT | IS_HUGE, &addrs, true, &mut held);
-        assert_eq!(held, [HUGE_BYTES - PAGE_BYTES, PAGE_BYTES, HUGE_BYTES]);
-        enter(IS_PRESENT | IS_HUGE, &addrs, false, &mut held);
-        assert_eq!(held, [PAGE_BYTES, PAGE_BYTES, HUGE_BYTES]);
-        let mut held = [0; 3];
-        enter(IS_PRESENT | IS_HUGE | IS_ZERO, &addrs, true, &mut held);
-        assert_eq!(held, [0; 3]);
-        let mut held = [0; 3];
-        enter(IS_SWAPPED, &addrs, true, &mut held);
-        assert_eq!(held, [PAGE_BYTES; 3]);
+        let pages = 2 * 2 * REGIONS_AT_ONCE as u64 + 10;
+        let mapped = Mapped::new(pages, libc::MADV_NOHUGEPAGE);
+        (0..pages).step_by(2).for_each(|page| mapped.write(page));
+        let all: Vec<u64> = (0..pages).collect();
+        let expected = all.iter().map(|page| if page % 2 == 0 { Held::Page } else { Held::Nothing });
+        assert_eq!(mapped.held(&all), expected.collect::<Vec<_>>());
+        // One in the midst, and the last.
+        assert_eq!(mapped.held(&[(pages / 2) | 1, pages - 2]), [Held::Nothing, Held::Page]);
     }
 
     #[test]
     fn a_huge_page_of_this_process_is_told_if_it_gets_one() {
-        let mapped = Mapped::new(libc::MADV_HUGEPAGE);
+        let mapped = Mapped::new(1024, libc::MADV_HUGEPAGE);
         mapped.write(3);
         mapped.write(700);
-        let (none, page) = (0, PAGE_BYTES);
-        let held = held(&mapped, &[0, 3, 511, 700]);
-        let huge = [HUGE_BYTES - 2 * page, page, page, HUGE_BYTES];
-        assert!(held == huge || held == [none, page, none, page], "{held:?}");
+        let held = mapped.held(&[0, 3, 511, 700]);
+        let (page, none) = (Held::Page, Held::Nothing);
+        assert!(held == [Held::Huge; 4] || held == [none, page, none, page], "{held:?}");
     }
 
     #[test]
     fn who_is_gone_cannot_be_asked() {
-        assert!(held_bytes(u32::MAX, &[0x1000], true).is_err());
+        assert!(held(u32::MAX, &[0x1000]).is_err());
     }
 }

@@ -25,6 +25,7 @@ use tracer_common::event::{
     ReplaceEndRecord,
 };
 use tracer_common::lost;
+use tracer_common::page::PAGE_BYTES;
 use tracer_common::probe::{Action, Domain, Function};
 
 pub use windows::{Window, Windows};
@@ -153,6 +154,11 @@ impl Ledger {
         &self.pages
     }
 
+    /// The same, to leave out what is not wanted any more.
+    pub fn pages_mut(&mut self) -> &mut Pages {
+        &mut self.pages
+    }
+
     /// What does not fit together.
     pub fn inconsistencies(&self) -> Inconsistencies {
         self.inconsistencies
@@ -269,6 +275,11 @@ impl Ledger {
     }
 
     fn allocate(&mut self, record: &AllocateRecord) {
+        if domain(record.header.function) == Domain::Mmap {
+            // Memory that is mapped with its pages is touched by nobody. Of the break, a page may be a neighbour's too.
+            let start = record.addr.next_multiple_of(PAGE_BYTES);
+            self.pages.replace(start..record.addr.saturating_add(record.size_bytes).max(start));
+        }
         self.enter(&record.header, record.addr, record.size_bytes, record.stack);
     }
 

@@ -3,10 +3,15 @@
 //! A page that is faulted in again was gone meanwhile, or has become another: it belongs to the last who brought it.
 //! Where not the faults of all pages are traced, those of the rest stand for them. Their limit only ever falls, and
 //! with it pages go that were traced before: what is there is told of the same pages throughout.
+//!
+//! Faults, and single pages that are there, are those of pages that were chosen for their own sake. Huge pages are told
+//! by the regions that were chosen: of these every fault is known, and so whether one has brought it all.
+
+use std::ops::Range;
 
 use hashbrown::HashMap;
 use tracer_common::event::{PageFaultRecord, ResidenceRecord};
-use tracer_common::page::{ALL_PAGES, PAGE_BYTES, lot, page_of};
+use tracer_common::page::{ALL_PAGES, PAGE_BYTES, is_traced, lot, lot_of_region, page_of};
 
 /// The page faults of one target.
 #[derive(Debug)]
@@ -16,7 +21,10 @@ pub struct Pages {
     /// By address.
     pages: HashMap<u64, Page>,
     limit: u64,
+    /// Whether it is known what is there of all of them.
     is_known: bool,
+    /// What was there at the end of the process.
+    at_end: Option<Vec<Held>>,
 }
 
 /// The faults of one stack.
@@ -56,23 +64,27 @@ impl Default for Pages {
             pages: HashMap::new(),
             limit: ALL_PAGES,
             is_known: false,
+            at_end: None,
         }
     }
 }
 
 impl Pages {
-    /// Enters a fault.
+    /// Enters a fault. What was there is not known any more.
     pub(super) fn fault(&mut self, record: &PageFaultRecord) {
+        self.is_known = false;
         let number = *self.by_stack.entry(record.stack).or_insert_with(|| {
             self.rows.push(PageRow { stack: record.stack, traced: 0, faults: 0.0 });
             self.rows.len() as u32 - 1
         });
-        let row = &mut self.rows[number as usize];
-        row.traced += 1;
-        row.faults += ALL_PAGES as f64 / record.limit as f64;
-        self.lower(record.limit);
         let addr = page_of(record.addr);
-        if lot(addr) < self.limit {
+        if lot(addr) < record.limit {
+            let row = &mut self.rows[number as usize];
+            row.traced += 1;
+            row.faults += ALL_PAGES as f64 / record.limit as f64;
+        }
+        self.lower(record.limit);
+        if is_traced(addr, self.limit) {
             let page = Page { row: number, bytes: PAGE_BYTES as u32, time_ns: record.header.time_ns };
             self.pages.insert(addr, page);
         }
@@ -98,11 +110,26 @@ impl Pages {
     }
 
     /// Leaves pages out whose faults are not traced any more.
-    fn lower(&mut self, limit: u64) {
+    pub fn lower(&mut self, limit: u64) {
         if limit < self.limit {
             self.limit = limit;
-            self.pages.retain(|addr, _| lot(*addr) < limit);
+            self.pages.retain(|addr, _| is_traced(*addr, limit));
         }
+    }
+
+    /// Memory was mapped in the place of what was there, if anything was; it begins with a page.
+    pub(super) fn replace(&mut self, pages: Range<u64>) {
+        if (pages.end - pages.start) / PAGE_BYTES > self.pages.len() as u64 {
+            self.pages.retain(|addr, _| !pages.contains(addr));
+        } else {
+            pages.step_by(PAGE_BYTES as usize).for_each(|addr| _ = self.pages.remove(&addr));
+        }
+    }
+
+    /// The process has ended: what is known of its pages stays, the pages themselves do not.
+    pub fn end(&mut self) {
+        self.at_end = self.held();
+        self.pages = HashMap::new();
     }
 
     /// The stacks with a fault, in the order in which they came.
@@ -112,9 +139,16 @@ impl Pages {
 
     /// What is there of each row, of the pages that are traced; `None` where that is not known.
     pub fn held(&self) -> Option<Vec<Held>> {
+        if self.at_end.is_some() {
+            return self.at_end.clone();
+        }
         self.is_known.then(|| {
             let mut held = vec![Held::default(); self.rows.len()];
-            for page in self.pages.values() {
+            let stands = |addr: u64, page: &Page| {
+                let is_huge = u64::from(page.bytes) > PAGE_BYTES;
+                (if is_huge { lot_of_region(addr) } else { lot(addr) }) < self.limit
+            };
+            for (_, page) in self.pages.iter().filter(|(addr, page)| stands(**addr, page)) {
                 let held = &mut held[page.row as usize];
                 held.count += 1;
                 held.bytes += u64::from(page.bytes);
@@ -128,9 +162,10 @@ impl Pages {
         self.limit as f64 / ALL_PAGES as f64
     }
 
-    /// Addresses of the pages that came since they were looked at last, or were there then; not sorted.
-    pub fn addrs(&self) -> impl Iterator<Item = u64> + '_ {
-        self.pages.keys().copied()
+    /// Addresses of the pages that came since they were looked at last, or were there then, and when they came; not
+    /// sorted.
+    pub fn came(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.pages.iter().map(|(addr, page)| (*addr, page.time_ns))
     }
 
     /// What was there of the page at `addr`, bytes; `None` where no page of this address is known.
@@ -147,6 +182,7 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use tracer_common::event::Header;
+    use tracer_common::page::HUGE_BYTES;
 
     use super::*;
 
@@ -194,6 +230,8 @@ mod tests {
         assert_eq!(held(&pages), [(2, 513 * PAGE_BYTES)]);
         fault(&mut pages, 10, 0x10_000, 8, ALL_PAGES);
         fault(&mut pages, 11, 0x11_000, 8, ALL_PAGES);
+        assert_eq!(pages.held(), None, "nobody has looked since");
+        look(&mut pages, 11, ResidenceRecord::ALL, ALL_PAGES);
         assert_eq!(held(&pages), [(1, PAGE_BYTES), (2, 2 * PAGE_BYTES)]);
         look(&mut pages, 12, ResidenceRecord::ALL, 0);
         assert_eq!(pages.held(), None, "it is not known any more");
@@ -212,7 +250,7 @@ mod tests {
             }
             time_ns += 1;
             // As the kernel side leaves them out.
-            if lot(addr(page)) < limit {
+            if is_traced(addr(page), limit) {
                 fault(&mut pages, time_ns, addr(page), 7, limit);
             }
         }
@@ -221,14 +259,71 @@ mod tests {
         look(&mut pages, time_ns, ResidenceRecord::ALL, limit);
         let scaled = pages.held().unwrap()[0].count as f64 / pages.share();
         assert!((scaled / count as f64 - 1.0).abs() < 0.05, "{scaled}");
-        assert!(pages.addrs().all(|addr| lot(addr) < limit));
+        assert!(pages.came().all(|(addr, _)| is_traced(addr, limit)));
         // A straggler from before the limit fell counts for one, and is no page that is traced.
-        let late = (0..).map(addr).find(|addr| lot(*addr) > limit).unwrap();
+        let late = (0..).map(addr).find(|addr| !is_traced(*addr, limit)).unwrap();
         let before = pages.count();
         fault(&mut pages, time_ns, late, 9, ALL_PAGES);
         assert_eq!((pages.rows()[1].faults, pages.count()), (1.0, before));
         // The limit may have fallen without a fault since.
         look(&mut pages, time_ns, ResidenceRecord::ALL, limit / 2);
-        assert!(pages.addrs().all(|addr| lot(addr) < limit / 2));
+        assert!(pages.came().all(|(addr, _)| is_traced(addr, limit / 2)));
+    }
+
+    #[test]
+    fn a_huge_page_stands_for_the_regions_that_were_not_chosen() {
+        let (limit, regions) = (ALL_PAGES / 64, 4096);
+        let region = |number: u64| 0x7f00_0000_0000 + number * HUGE_BYTES;
+        // Each is brought by one fault; every second was put together of single pages, by another stack.
+        let mut pages = Pages::default();
+        for number in 0..regions {
+            let single = (0..512).filter(|_| number % 2 == 1).map(|page| region(number) + page * PAGE_BYTES);
+            for addr in single.filter(|addr| is_traced(*addr, limit)) {
+                fault(&mut pages, 1, addr, 9, limit);
+            }
+            let addr = region(number) + 77 * PAGE_BYTES;
+            if number % 2 == 0 && is_traced(addr, limit) {
+                fault(&mut pages, 1, addr, 7, limit);
+            }
+        }
+        let known: Vec<u64> = pages.came().map(|(addr, _)| addr).collect();
+        let mut is_first = HashMap::new();
+        for addr in known {
+            // As user space says: one has it all.
+            let bytes = if is_first.insert(addr / HUGE_BYTES, ()).is_none() { HUGE_BYTES } else { 0 };
+            look(&mut pages, 2, addr, bytes);
+        }
+        look(&mut pages, 2, ResidenceRecord::ALL, limit);
+        let held = pages.held().unwrap();
+        for row in pages.rows() {
+            let place = pages.rows().iter().position(|other| other.stack == row.stack).unwrap();
+            let share = held[place].bytes as f64 / pages.share() / (regions / 2 * HUGE_BYTES) as f64;
+            assert!((0.4..1.7).contains(&share), "stack {}: {share}", row.stack);
+        }
+    }
+
+    #[test]
+    fn what_is_mapped_anew_was_brought_by_nobody() {
+        for span in [0x11_000..0x13_000, 0x11_000..1 << 40] {
+            let mut pages = Pages::default();
+            (0..8).for_each(|page| fault(&mut pages, page, 0x10_000 + page * PAGE_BYTES, 7, ALL_PAGES));
+            pages.replace(span.clone());
+            look(&mut pages, 9, ResidenceRecord::ALL, ALL_PAGES);
+            let left = if span.end == 0x13_000 { 6 } else { 1 };
+            assert_eq!(held(&pages), [(left, left * PAGE_BYTES)]);
+        }
+    }
+
+    #[test]
+    fn what_was_there_at_the_end_stays_known() {
+        let mut pages = Pages::default();
+        fault(&mut pages, 1, 0x10_000, 7, ALL_PAGES);
+        look(&mut pages, 2, ResidenceRecord::ALL, ALL_PAGES);
+        pages.end();
+        assert_eq!((held(&pages), pages.count()), (vec![(1, PAGE_BYTES)], 0));
+        let mut unknown = Pages::default();
+        fault(&mut unknown, 1, 0x10_000, 7, ALL_PAGES);
+        unknown.end();
+        assert_eq!(unknown.held(), None);
     }
 }

@@ -33,7 +33,8 @@ impl PageFaultEvents {
     /// # Errors
     /// When the kernel refuses the program: it needs Linux 5.15, and the kernel's own types (BTF).
     pub fn watch(kernel: &mut Kernel) -> Result<Self, KernelError> {
-        if task_layout::read().pagefault_disabled == 0 {
+        let known = task_layout::read();
+        if known.pagefault_disabled == 0 || known.flags == 0 {
             return Err(KernelError::NoTypes("page faults"));
         }
         let (limit, time_ns) = (kernel.take_array(LIMIT)?, kernel.take_array(TIME)?);

@@ -45,6 +45,7 @@ fn layout(types: &[u8]) -> Option<TaskLayout> {
     let fs_base = structs.offset("thread_struct", "fsbase").zip(thread);
     Some(TaskLayout {
         fs_base: fs_base.map_or(0, |(in_thread, thread)| thread + in_thread),
+        flags: at("task_struct", "flags"),
         pagefault_disabled: at("task_struct", "pagefault_disabled"),
         utask: at("task_struct", "utask"),
         return_instances: at("uprobe_task", "return_instances"),

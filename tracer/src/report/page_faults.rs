@@ -71,7 +71,7 @@ fn summary(faults: &PageFaults) -> String {
     let mut text = units::count(faults.count);
     match faults.kernel_count {
         Some(count) => text.push_str(&format!(" (the kernel counted {})", units::count(count))),
-        None => text.push_str(" (a process ended before the kernel's count was read)"),
+        None => text.push_str(" (the kernel's count is not known of every process)"),
     }
     match (faults.resident_count, faults.resident_bytes) {
         (Some(count), Some(bytes)) => {
@@ -177,7 +177,7 @@ mod tests {
         let text = text(&unknown, 1);
         let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(words.contains("; what of it is still there is not known of every process"), "{text}");
-        assert!(text.contains("a process ended before the kernel's count was read"), "{text}");
+        assert!(text.contains("the kernel's count is not known"), "{text}");
         assert!(text.contains("top 1 of 2 stacks with page faults\n"), "{text}");
         assert!(text.contains(".  ? resident  20 page faults\n        g\n"), "{text}");
         assert!(text.ends_with("1 more stack with 10 page faults not shown; --top 0 shows all.\n"), "{text}");

@@ -69,6 +69,7 @@ impl Live<'_> {
             self.look_at_pages_of(index);
             let traced = &mut self.traced[index];
             traced.count_faults();
+            traced.run_time();
             traced.was_seen_to_exit = true;
         }
     }
@@ -77,9 +78,7 @@ impl Live<'_> {
     pub fn ended(&mut self, tgid: u32) {
         self.take_records();
         let Some(index) = self.place(tgid) else { return };
-        if !self.traced[index].was_seen_to_exit {
-            self.forget_pages_of(index);
-        }
+        self.end_pages_of(index);
         let traced = &mut self.traced[index];
         traced.has_ended = true;
         self.kernel.remove_target(tgid);

@@ -93,9 +93,9 @@ impl Live<'_> {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn interim_report(&mut self) -> Result<(), Failure> {
-        self.verify();
         self.count_page_faults();
         self.look_at_pages();
+        self.verify();
         self.enter_doubts()?;
         let mut notes = self.all_notes();
         let names = self.names(&mut notes);
@@ -111,8 +111,9 @@ impl Live<'_> {
         self.end_bounded();
         let ended_ns = self.stop();
         // While frees are still seen.
-        self.verify();
         self.look_at_pages();
+        self.end_page_faults();
+        self.verify();
         self.restore_redirected();
         // Links of one probe each go at about ten a second: the report need not wait for that.
         for traced in &mut self.traced {

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tracer_common::event::{Header, Kind, ResidenceRecord};
-use tracer_common::page::ALL_PAGES;
+use tracer_common::page::{ALL_PAGES, HUGE_BYTES, PAGE_BYTES, page_of};
 
-use super::live::{GRACE, Live, now_ns};
+use super::live::{EVERYTHING, GRACE, Live, now_ns};
+use super::traced::Traced;
 use crate::exit::Failure;
 use crate::govern::PageGovernor;
-use crate::heap::resident_pages;
+use crate::heap::resident_pages::{self, Held};
 use crate::model::{Event, PageFaultFacts};
 use crate::probes::page_faults::PageFaultEvents;
 
@@ -56,7 +57,7 @@ const OF_A_PAGE: u64 = 1;
 
 /// What stands for the page that `addr` is in among the blocks that later records are about.
 pub(super) const fn later_page(addr: u64) -> u64 {
-    tracer_common::page::page_of(addr) | OF_A_PAGE
+    page_of(addr) | OF_A_PAGE
 }
 
 impl Live<'_> {
@@ -87,11 +88,22 @@ impl Live<'_> {
         let Some(trace) = &mut self.page_faults else { return };
         trace.last = (cpu, trace.events.taken());
         trace.due = Some(Instant::now() + LOOK);
-        let set = trace.events.set_limit(trace.governor.limit());
+        let limit = trace.governor.limit();
         for traced in &mut self.traced {
             traced.begin_counting_faults();
         }
-        if let Err(error) = set {
+        self.set_page_limit(limit);
+    }
+
+    /// From now on they are not traced any more.
+    pub(super) fn end_page_faults(&mut self) {
+        self.set_page_limit(0);
+    }
+
+    fn set_page_limit(&mut self, limit: u64) {
+        if let Some(trace) = &mut self.page_faults
+            && let Err(error) = trace.events.set_limit(limit)
+        {
             self.fail(error.into());
         }
     }
@@ -106,24 +118,25 @@ impl Live<'_> {
         let since = |now: Duration, before| now.saturating_sub(before).as_secs_f64();
         trace.due = Some(Instant::now() + LOOK);
         if trace.governor.passed(since(cpu, cpu_before), since(taken, taken_before), pages) {
-            log::info!("page faults of one page in {} are traced", ALL_PAGES / trace.governor.limit());
-            if let Err(error) = trace.events.set_limit(trace.governor.limit()) {
-                self.fail(error.into());
+            let limit = trace.governor.limit();
+            log::info!("page faults of one page in {} are traced", ALL_PAGES / limit);
+            self.set_page_limit(limit);
+            // Not when the next fault comes: until then there would seem to be too many.
+            for traced in self.traced.iter_mut().filter(|traced| !traced.has_ended) {
+                traced.trace.ledger.pages_mut().lower(limit);
             }
         }
     }
 
-    fn cpu_time(&self) -> Duration {
-        let living = self.traced.iter().filter(|traced| !traced.has_ended);
-        living.map(|traced| traced.target.process.cpu_time()).sum()
+    /// How long the targets have run, those that have ended included.
+    fn cpu_time(&mut self) -> Duration {
+        self.traced.iter_mut().map(Traced::run_time).sum()
     }
 
     /// Notes what the kernel has counted by now.
     pub(super) fn count_page_faults(&mut self) {
         if self.page_faults.is_some() {
-            self.traced.iter_mut().filter(|traced| !traced.has_ended).for_each(|traced| {
-                traced.count_faults();
-            });
+            self.traced.iter_mut().filter(|traced| !traced.has_ended).for_each(Traced::count_faults);
         }
     }
 
@@ -148,47 +161,45 @@ impl Live<'_> {
         let Some(limit) = self.page_faults.as_ref().map(|trace| trace.governor.limit()) else { return };
         self.take_records();
         let traced = &self.traced[index];
-        let header = Header {
-            kind: Kind::Residence as u8,
-            target: traced.index,
-            time_ns: now_ns(),
-            ..Header::default()
-        };
-        let pages = traced.trace.ledger.pages();
-        let mut addrs: Vec<u64> = pages.addrs().collect();
-        addrs.sort_unstable();
-        let held = resident_pages::held_bytes(traced.target.process.tgid, &addrs, limit == ALL_PAGES).ok();
+        let header = residence_header(traced);
+        let mut came: Vec<(u64, u64)> = traced.trace.ledger.pages().came().collect();
+        came.sort_unstable();
+        let addrs: Vec<u64> = came.iter().map(|(addr, _)| *addr).collect();
+        let held = resident_pages::held(traced.target.process.tgid, &addrs)
+            .inspect_err(|error| log::info!("which pages are there is not known: {error}"));
         // What was faulted in by then has its record in the ring as soon as its thread has run on.
         thread::sleep(GRACE);
         self.take_records();
-        // What was read of a process that is gone may be another's that has its number.
-        let held = held.filter(|_| self.traced[index].target.process.is_alive());
+        // What was read of a process that is gone may be another's that has its number, or another program's.
+        let is_same = self.traced[index].target.process.is_alive()
+            && !self.later.contains(&(header.target, EVERYTHING));
+        let held = held.ok().filter(|_| is_same);
         let mut records = Vec::new();
-        for (addr, bytes) in addrs.iter().zip(held.iter().flatten()) {
+        for ((addr, _), bytes) in came.iter().zip(held_bytes(&came, held.as_deref().unwrap_or_default())) {
             // What came after the end was not there at the end.
             let is_later = self.later.contains(&(header.target, later_page(*addr)));
-            let bytes = if is_later { 0 } else { *bytes };
+            let bytes = if is_later { 0 } else { bytes };
             records.push(ResidenceRecord { header, addr: *addr, bytes });
         }
-        records.push(ResidenceRecord {
-            header,
-            addr: ResidenceRecord::ALL,
-            bytes: if held.is_some() { limit } else { 0 },
-        });
+        let known = if held.is_some() { limit } else { 0 };
+        records.push(ResidenceRecord { header, addr: ResidenceRecord::ALL, bytes: known });
         self.enter_residence(index, records);
     }
 
-    /// A target has ended without a last look: it is not known what was there.
-    pub(super) fn forget_pages_of(&mut self, index: usize) {
-        if self.page_faults.is_some() {
-            let traced = &mut self.traced[index];
-            let (kind, target) = (Kind::Residence as u8, traced.index);
-            let header = Header { kind, target, time_ns: now_ns(), ..Header::default() };
+    /// A target has ended. Without a last look it is not known what was there.
+    pub(super) fn end_pages_of(&mut self, index: usize) {
+        if self.page_faults.is_none() {
+            return;
+        }
+        if !self.traced[index].was_seen_to_exit {
+            let header = residence_header(&self.traced[index]);
             self.enter_residence(
                 index,
                 vec![ResidenceRecord { header, addr: ResidenceRecord::ALL, bytes: 0 }],
             );
+            self.traced[index].kernel_faults.after = None;
         }
+        self.traced[index].trace.ledger.pages_mut().end();
     }
 
     /// Enters what says more than that a page is there, as it is known to be.
@@ -202,7 +213,33 @@ impl Live<'_> {
     }
 }
 
-impl super::traced::Traced {
+/// The common part of what is said now of the pages of a target.
+fn residence_header(traced: &Traced) -> Header {
+    let (kind, target) = (Kind::Residence as u8, traced.index);
+    Header { kind, target, time_ns: now_ns(), ..Header::default() }
+}
+
+/// Bytes that are there because of each fault; `came` has the pages and when they came, by address, and `held` what
+/// there is of them. A huge page is that of the fault that came last: either it has brought it all, or the kernel has
+/// put it together of single pages.
+fn held_bytes(came: &[(u64, u64)], held: &[Held]) -> Vec<u64> {
+    let mut bytes = vec![0; held.len()];
+    let mut start = 0;
+    for region in came[..held.len()].chunk_by(|one, other| one.0 / HUGE_BYTES == other.0 / HUGE_BYTES) {
+        let places = start..start + region.len();
+        start = places.end;
+        for place in places.clone().filter(|place| held[*place] == Held::Page) {
+            bytes[place] = PAGE_BYTES;
+        }
+        let huge = places.filter(|place| held[*place] == Held::Huge);
+        if let Some(last) = huge.max_by_key(|place| came[*place].1) {
+            bytes[last] = HUGE_BYTES;
+        }
+    }
+    bytes
+}
+
+impl Traced {
     /// The kernel's count begins here.
     pub(super) fn begin_counting_faults(&mut self) {
         self.kernel_faults = KernelCount { before: self.target.process.page_faults(), after: None };
@@ -211,5 +248,41 @@ impl super::traced::Traced {
     /// It ends here, as far as is known.
     pub(super) fn count_faults(&mut self) {
         self.kernel_faults.after = self.target.process.page_faults();
+    }
+
+    /// How long it has run, as far as could be told before it ended.
+    pub(super) fn run_time(&mut self) -> Duration {
+        if !self.has_ended {
+            self.ran = self.ran.max(self.target.process.cpu_time());
+        }
+        self.ran
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_huge_page_is_that_of_its_last_fault() {
+        let (page, huge, none) = (Held::Page, Held::Huge, Held::Nothing);
+        let region = 7 * HUGE_BYTES;
+        let came = [
+            (region - PAGE_BYTES, 9),
+            (region, 1),
+            (region + 3 * PAGE_BYTES, 5),
+            (region + 511 * PAGE_BYTES, 2),
+            (region + HUGE_BYTES, 3),
+            (region + 2 * HUGE_BYTES, 4),
+        ];
+        let held = [page, huge, huge, huge, none, huge];
+        assert_eq!(held_bytes(&came, &held), [PAGE_BYTES, 0, HUGE_BYTES, 0, 0, HUGE_BYTES]);
+        assert_eq!(held_bytes(&came, &[]), [0; 0]);
+    }
+
+    #[test]
+    fn a_page_is_told_from_a_block_at_its_address() {
+        assert_eq!(later_page(0x1fff), 0x1001);
+        assert_ne!(later_page(0x1000), 0x1000);
     }
 }

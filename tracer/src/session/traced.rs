@@ -6,6 +6,7 @@ use tracer_common::python::PythonLayout;
 use tracer_common::unwind_table::CodeMapping;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -111,6 +112,8 @@ pub struct Traced {
     pub kernel_faults: KernelCount,
     /// Whether it was looked at when it was about to exit.
     pub was_seen_to_exit: bool,
+    /// How long it had run when it was asked last.
+    pub ran: Duration,
     /// Whether it is traced what leaves and enters the pools of pymalloc.
     pub(super) traces_pools: bool,
     /// Whether pointers to pymalloc are written to, so that its functions see every call.
@@ -148,6 +151,7 @@ impl Traced {
             pool_use: PoolUse::default(),
             kernel_faults: KernelCount::default(),
             was_seen_to_exit: false,
+            ran: Duration::ZERO,
             traces_pools: false,
             is_redirected: false,
             entry: None,

@@ -60,7 +60,8 @@ fn rows(place: usize, traced: &Traced<'_>, names: &Names, loss: &mut Loss) -> Ve
     let scaled = |number: u64| (number as f64 / pages.share()).round() as u64;
     let mut framer = Framer::new(names, &trace.codes);
     let mut rows: Vec<PageFaultRow> = Vec::with_capacity(drafts.len());
-    for draft in drafts.into_values() {
+    // Stacks whose pages were traced for the sake of their regions alone, and are not there, tell nothing.
+    for draft in drafts.into_values().filter(|draft| draft.traced + draft.held.count > 0) {
         match draft.stack {
             None => loss.stacks_lost += draft.traced,
             Some(stack) => loss.stacks_truncated += u64::from(stack.end != WalkEnd::Complete),
