@@ -20,6 +20,10 @@ use crate::emit::{emit, header};
 use crate::maps::{PAGE_LIMIT, TARGETS};
 use crate::{stack, task, thread};
 
+/// Far longer than the deepest stack takes: the processor itself was away, as that of a virtual machine may be for a
+/// tenth of a second, which is no cost of ours.
+const LONGEST_NS: u64 = 100_000;
+
 /// A page is touched that is not there. The arguments of both tracepoints are the address, the registers, and what
 /// went wrong; Linux 5.15 to 6.18, arch/x86/include/asm/trace/exceptions.h.
 #[raw_tracepoint]
@@ -37,7 +41,8 @@ pub fn page_fault(context: RawTracePointContext) -> i32 {
         let began_ns = unsafe { bpf_ktime_get_ns() };
         trace(&context, Cookie::new(Function::None, target.index as u16), addr, limit);
         // SAFETY: as above.
-        add_fault_time(unsafe { bpf_ktime_get_ns() }.wrapping_sub(began_ns));
+        let taken_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(began_ns);
+        add_fault_time(if taken_ns > LONGEST_NS { LONGEST_NS } else { taken_ns });
     }
     0
 }
