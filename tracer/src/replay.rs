@@ -106,6 +106,9 @@ fn read(header: &RecordingHeader, mut reader: Reader<impl Read>, min_age: Durati
             Section::Trailer(end) => trailer = Some(end),
         }
     }
+    if trailer.is_none() {
+        targets.iter_mut().for_each(|recorded| recorded.trace.ledger.pages_mut().forget());
+    }
     if let Some(end) = trailer.as_ref().filter(|end| end.targets.len() == targets.len()) {
         let ended = targets.iter_mut().zip(&end.targets);
         ended.for_each(|(recorded, ended)| recorded.target.clone_from(ended));

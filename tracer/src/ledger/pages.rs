@@ -21,8 +21,10 @@ pub struct Pages {
     /// By address.
     pages: HashMap<u64, Page>,
     limit: u64,
-    /// Whether it is known what is there of all of them.
-    is_known: bool,
+    /// When it was known what is there of all of them.
+    known_ns: Option<u64>,
+    /// When the last fault came.
+    last_ns: u64,
     /// What was there at the end of the process.
     at_end: Option<Vec<Held>>,
 }
@@ -63,16 +65,17 @@ impl Default for Pages {
             by_stack: HashMap::new(),
             pages: HashMap::new(),
             limit: ALL_PAGES,
-            is_known: false,
+            known_ns: None,
+            last_ns: 0,
             at_end: None,
         }
     }
 }
 
 impl Pages {
-    /// Enters a fault. What was there is not known any more.
+    /// Enters a fault.
     pub(super) fn fault(&mut self, record: &PageFaultRecord) {
-        self.is_known = false;
+        self.last_ns = self.last_ns.max(record.header.time_ns);
         let number = *self.by_stack.entry(record.stack).or_insert_with(|| {
             self.rows.push(PageRow { stack: record.stack, traced: 0, faults: 0.0 });
             self.rows.len() as u32 - 1
@@ -94,8 +97,8 @@ impl Pages {
     pub(super) fn look(&mut self, record: &ResidenceRecord) {
         let ResidenceRecord { header, addr, bytes } = *record;
         if addr == ResidenceRecord::ALL {
-            self.is_known = bytes != 0;
-            if self.is_known {
+            self.known_ns = (bytes != 0).then_some(header.time_ns);
+            if bytes != 0 {
                 self.lower(bytes);
             }
             return;
@@ -126,6 +129,16 @@ impl Pages {
         }
     }
 
+    /// Whether faults came after it was known what is there, or that never was.
+    pub fn came_since_known(&self) -> bool {
+        self.known_ns.is_none_or(|known_ns| self.last_ns > known_ns)
+    }
+
+    /// Nobody knows any more what is there.
+    pub fn forget(&mut self) {
+        self.known_ns = None;
+    }
+
     /// The process has ended: what is known of its pages stays, the pages themselves do not.
     pub fn end(&mut self) {
         self.at_end = self.held();
@@ -142,7 +155,7 @@ impl Pages {
         if self.at_end.is_some() {
             return self.at_end.clone();
         }
-        self.is_known.then(|| {
+        self.known_ns.map(|_| {
             let mut held = vec![Held::default(); self.rows.len()];
             let stands = |addr: u64, page: &Page| {
                 let is_huge = u64::from(page.bytes) > PAGE_BYTES;
@@ -226,12 +239,12 @@ mod tests {
         // It came after the look.
         look(&mut pages, 5, 0x12_000, 0);
         look(&mut pages, 5, 0x13_000, 0);
-        look(&mut pages, 5, ResidenceRecord::ALL, ALL_PAGES);
+        look(&mut pages, 9, ResidenceRecord::ALL, ALL_PAGES);
         assert_eq!(held(&pages), [(2, 513 * PAGE_BYTES)]);
+        assert!(!pages.came_since_known());
         fault(&mut pages, 10, 0x10_000, 8, ALL_PAGES);
         fault(&mut pages, 11, 0x11_000, 8, ALL_PAGES);
-        assert_eq!(pages.held(), None, "nobody has looked since");
-        look(&mut pages, 11, ResidenceRecord::ALL, ALL_PAGES);
+        assert!(pages.came_since_known());
         assert_eq!(held(&pages), [(1, PAGE_BYTES), (2, 2 * PAGE_BYTES)]);
         look(&mut pages, 12, ResidenceRecord::ALL, 0);
         assert_eq!(pages.held(), None, "it is not known any more");

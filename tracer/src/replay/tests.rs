@@ -1,6 +1,7 @@
 //! A recording gives the report that was made live: with a process that came later under an id that had been
 //! used, and with a block whose free was lost.
 
+mod page_faults;
 mod sampled;
 
 use tracer_common::code::{CodeHeader, SMALL_TABLE_BYTES, TextKind};

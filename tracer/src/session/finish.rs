@@ -93,10 +93,10 @@ impl Live<'_> {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn interim_report(&mut self) -> Result<(), Failure> {
-        self.count_page_faults();
         self.look_at_pages();
         self.verify();
         self.enter_doubts()?;
+        self.count_page_faults();
         let mut notes = self.all_notes();
         let names = self.names(&mut notes);
         let mut report = self.report(now_ns(), &names, notes)?;

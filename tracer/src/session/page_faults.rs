@@ -191,7 +191,9 @@ impl Live<'_> {
         if self.page_faults.is_none() {
             return;
         }
-        if !self.traced[index].was_seen_to_exit {
+        let traced = &self.traced[index];
+        // The thread that was seen to exit may not have been the last.
+        if !traced.was_seen_to_exit || traced.trace.ledger.pages().came_since_known() {
             let header = residence_header(&self.traced[index]);
             self.enter_residence(
                 index,
