@@ -23,7 +23,7 @@ const PLAN: [(&str, u64, u64); 6] = [
 
 /// Pages that `storm` keeps, and faults of those that it does not.
 const STORM_KEPT: u64 = 8192;
-const STORM_DROPPED: u64 = 60 * 4096;
+const STORM_DROPPED: u64 = 120 * 4096;
 
 /// `page_faults` of the report.
 #[derive(Debug, Deserialize)]
@@ -192,12 +192,13 @@ fn check_allocations(report: &Report) {
 fn a_storm_of_faults_is_traced_in_part_and_estimated() {
     let _root = as_root();
     let mut target = start(Frames::Omitted);
-    let session = attached(&target).args(["--max-overhead", "1"]).bounded().trace();
+    let session = attached(&target).args(["--max-overhead", "5"]).bounded().trace();
     let counted = target.ask("storm")[1].parse::<u64>().unwrap();
     let report = session.stop().report();
     target.quit();
     let faults = PageFaults::of(&report);
-    assert!(faults.share < 0.5, "{}", faults.share);
+    // Few enough to be a sample, and enough for bounds that mean something.
+    assert!((1.0 / 64.0..0.25).contains(&faults.share), "{}", faults.share);
     assert!(counted >= STORM_KEPT + STORM_DROPPED);
     let traced: u64 = faults.stacks.iter().map(|row| row.traced_count).sum();
     assert!(traced < counted / 2, "{traced} of {counted}");
@@ -212,7 +213,7 @@ fn a_storm_of_faults_is_traced_in_part_and_estimated() {
     let bound = 5.0 / (STORM_KEPT as f64 * faults.share).sqrt();
     assert!((ratio(count, STORM_KEPT) - 1.0).abs() < bound, "{count} of {STORM_KEPT}");
     assert!((ratio(pages_left, STORM_KEPT) - 1.0).abs() < bound, "{pages_left} of {STORM_KEPT}");
-    assert!(bytes.abs_diff(pages_left * PAGE_BYTES) < pages_left, "{bytes}");
+    assert!(bytes.abs_diff(pages_left * PAGE_BYTES) < PAGE_BYTES, "{bytes}");
 }
 
 #[test]

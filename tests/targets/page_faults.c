@@ -2,7 +2,7 @@
  *
  * Commands, each answered by "done":
  *   go      the plan below
- *   storm   the same by another 32 MiB that stay, after 60 times 16 MiB that do not
+ *   storm   the same by another 32 MiB that stay, after 120 times 16 MiB that do not
  *   child   a forked child touches pages of its own and exits
  *   again   touches what `keep` has kept, which is there
  *
@@ -31,7 +31,7 @@ enum {
     HUGE_BYTES = HUGE_PAGES * PAGE_BYTES,
     STORM_KEPT = 8192,
     STORM_DROPPED = 4096,
-    STORM_ROUNDS = 60,
+    STORM_ROUNDS = 120,
 };
 
 static char *kept;

@@ -12,7 +12,7 @@ use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use tracer_common::counter::Counter;
 use tracer_common::event::{Kind, PageFaultRecord};
-use tracer_common::page::is_traced;
+use tracer_common::page::lot;
 use tracer_common::probe::{Cookie, Function};
 
 use crate::counters::add_fault_time;
@@ -36,7 +36,7 @@ pub fn page_fault(context: RawTracePointContext) -> i32 {
     let addr: u64 = context.arg(0);
     let is_of_kernel = (addr as i64) < 0;
     // One that is in vain may come in the midst of another program of ours, whose state is not to be touched.
-    if is_traced(addr, limit) && !is_of_kernel && !task::may_not_fault() && !task::is_exiting() {
+    if lot(addr) < limit && !is_of_kernel && !task::may_not_fault() && !task::is_exiting() {
         // SAFETY: the helper takes no pointers.
         let began_ns = unsafe { bpf_ktime_get_ns() };
         trace(&context, Cookie::new(Function::None, target.index as u16), addr, limit);

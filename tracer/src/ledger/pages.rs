@@ -3,15 +3,12 @@
 //! A page that is faulted in again was gone meanwhile, or has become another: it belongs to the last who brought it.
 //! Where not the faults of all pages are traced, those of the rest stand for them. Their limit only ever falls, and
 //! with it pages go that were traced before: what is there is told of the same pages throughout.
-//!
-//! Faults, and single pages that are there, are those of pages that were chosen for their own sake. Huge pages are told
-//! by the regions that were chosen: of these every fault is known, and so whether one has brought it all.
 
 use std::ops::Range;
 
 use hashbrown::HashMap;
 use tracer_common::event::{PageFaultRecord, ResidenceRecord};
-use tracer_common::page::{ALL_PAGES, PAGE_BYTES, is_traced, lot, lot_of_region, page_of};
+use tracer_common::page::{ALL_PAGES, PAGE_BYTES, lot, page_of};
 
 /// The page faults of one target.
 #[derive(Debug)]
@@ -81,13 +78,11 @@ impl Pages {
             self.rows.len() as u32 - 1
         });
         let addr = page_of(record.addr);
-        if lot(addr) < record.limit {
-            let row = &mut self.rows[number as usize];
-            row.traced += 1;
-            row.faults += ALL_PAGES as f64 / record.limit as f64;
-        }
+        let row = &mut self.rows[number as usize];
+        row.traced += 1;
+        row.faults += ALL_PAGES as f64 / record.limit as f64;
         self.lower(record.limit);
-        if is_traced(addr, self.limit) {
+        if lot(addr) < self.limit {
             let page = Page { row: number, bytes: PAGE_BYTES as u32, time_ns: record.header.time_ns };
             self.pages.insert(addr, page);
         }
@@ -116,7 +111,7 @@ impl Pages {
     pub fn lower(&mut self, limit: u64) {
         if limit < self.limit {
             self.limit = limit;
-            self.pages.retain(|addr, _| is_traced(*addr, limit));
+            self.pages.retain(|addr, _| lot(*addr) < limit);
         }
     }
 
@@ -157,11 +152,7 @@ impl Pages {
         }
         self.known_ns.map(|_| {
             let mut held = vec![Held::default(); self.rows.len()];
-            let stands = |addr: u64, page: &Page| {
-                let is_huge = u64::from(page.bytes) > PAGE_BYTES;
-                (if is_huge { lot_of_region(addr) } else { lot(addr) }) < self.limit
-            };
-            for (_, page) in self.pages.iter().filter(|(addr, page)| stands(**addr, page)) {
+            for page in self.pages.values() {
                 let held = &mut held[page.row as usize];
                 held.count += 1;
                 held.bytes += u64::from(page.bytes);
@@ -195,7 +186,6 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use tracer_common::event::Header;
-    use tracer_common::page::HUGE_BYTES;
 
     use super::*;
 
@@ -263,7 +253,7 @@ mod tests {
             }
             time_ns += 1;
             // As the kernel side leaves them out.
-            if is_traced(addr(page), limit) {
+            if lot(addr(page)) < limit {
                 fault(&mut pages, time_ns, addr(page), 7, limit);
             }
         }
@@ -272,47 +262,15 @@ mod tests {
         look(&mut pages, time_ns, ResidenceRecord::ALL, limit);
         let scaled = pages.held().unwrap()[0].count as f64 / pages.share();
         assert!((scaled / count as f64 - 1.0).abs() < 0.05, "{scaled}");
-        assert!(pages.came().all(|(addr, _)| is_traced(addr, limit)));
+        assert!(pages.came().all(|(addr, _)| lot(addr) < limit));
         // A straggler from before the limit fell counts for one, and is no page that is traced.
-        let late = (0..).map(addr).find(|addr| !is_traced(*addr, limit)).unwrap();
+        let late = (0..).map(addr).find(|addr| lot(*addr) > limit).unwrap();
         let before = pages.count();
         fault(&mut pages, time_ns, late, 9, ALL_PAGES);
         assert_eq!((pages.rows()[1].faults, pages.count()), (1.0, before));
         // The limit may have fallen without a fault since.
         look(&mut pages, time_ns, ResidenceRecord::ALL, limit / 2);
-        assert!(pages.came().all(|(addr, _)| is_traced(addr, limit / 2)));
-    }
-
-    #[test]
-    fn a_huge_page_stands_for_the_regions_that_were_not_chosen() {
-        let (limit, regions) = (ALL_PAGES / 64, 4096);
-        let region = |number: u64| 0x7f00_0000_0000 + number * HUGE_BYTES;
-        // Each is brought by one fault; every second was put together of single pages, by another stack.
-        let mut pages = Pages::default();
-        for number in 0..regions {
-            let single = (0..512).filter(|_| number % 2 == 1).map(|page| region(number) + page * PAGE_BYTES);
-            for addr in single.filter(|addr| is_traced(*addr, limit)) {
-                fault(&mut pages, 1, addr, 9, limit);
-            }
-            let addr = region(number) + 77 * PAGE_BYTES;
-            if number % 2 == 0 && is_traced(addr, limit) {
-                fault(&mut pages, 1, addr, 7, limit);
-            }
-        }
-        let known: Vec<u64> = pages.came().map(|(addr, _)| addr).collect();
-        let mut is_first = HashMap::new();
-        for addr in known {
-            // As user space says: one has it all.
-            let bytes = if is_first.insert(addr / HUGE_BYTES, ()).is_none() { HUGE_BYTES } else { 0 };
-            look(&mut pages, 2, addr, bytes);
-        }
-        look(&mut pages, 2, ResidenceRecord::ALL, limit);
-        let held = pages.held().unwrap();
-        for row in pages.rows() {
-            let place = pages.rows().iter().position(|other| other.stack == row.stack).unwrap();
-            let share = held[place].bytes as f64 / pages.share() / (regions / 2 * HUGE_BYTES) as f64;
-            assert!((0.4..1.7).contains(&share), "stack {}: {share}", row.stack);
-        }
+        assert!(pages.came().all(|(addr, _)| lot(addr) < limit / 2));
     }
 
     #[test]

@@ -175,7 +175,8 @@ impl Live<'_> {
             && !self.later.contains(&(header.target, EVERYTHING));
         let held = held.ok().filter(|_| is_same);
         let mut records = Vec::new();
-        for ((addr, _), bytes) in came.iter().zip(held_bytes(&came, held.as_deref().unwrap_or_default())) {
+        let bytes = held_bytes(&came, held.as_deref().unwrap_or_default(), limit == ALL_PAGES);
+        for ((addr, _), bytes) in came.iter().zip(bytes) {
             // What came after the end was not there at the end.
             let is_later = self.later.contains(&(header.target, later_page(*addr)));
             let bytes = if is_later { 0 } else { bytes };
@@ -222,9 +223,10 @@ fn residence_header(traced: &Traced) -> Header {
 }
 
 /// Bytes that are there because of each fault; `came` has the pages and when they came, by address, and `held` what
-/// there is of them. A huge page is that of the fault that came last: either it has brought it all, or the kernel has
-/// put it together of single pages.
-fn held_bytes(came: &[(u64, u64)], held: &[Held]) -> Vec<u64> {
+/// there is of them. A huge page is that of the fault that came last, if all faults are known: either it has brought it
+/// all, or the kernel has put it together of single pages. Else several faults say that it was put together, and those
+/// of its pages that are not traced are estimated like others.
+fn held_bytes(came: &[(u64, u64)], held: &[Held], are_all: bool) -> Vec<u64> {
     let mut bytes = vec![0; held.len()];
     let mut start = 0;
     for region in came[..held.len()].chunk_by(|one, other| one.0 / HUGE_BYTES == other.0 / HUGE_BYTES) {
@@ -233,8 +235,10 @@ fn held_bytes(came: &[(u64, u64)], held: &[Held]) -> Vec<u64> {
         for place in places.clone().filter(|place| held[*place] == Held::Page) {
             bytes[place] = PAGE_BYTES;
         }
-        let huge = places.filter(|place| held[*place] == Held::Huge);
-        if let Some(last) = huge.max_by_key(|place| came[*place].1) {
+        let huge: Vec<usize> = places.filter(|place| held[*place] == Held::Huge).collect();
+        if !are_all && huge.len() > 1 {
+            huge.into_iter().for_each(|place| bytes[place] = PAGE_BYTES);
+        } else if let Some(last) = huge.into_iter().max_by_key(|place| came[*place].1) {
             bytes[last] = HUGE_BYTES;
         }
     }
@@ -278,8 +282,11 @@ mod tests {
             (region + 2 * HUGE_BYTES, 4),
         ];
         let held = [page, huge, huge, huge, none, huge];
-        assert_eq!(held_bytes(&came, &held), [PAGE_BYTES, 0, HUGE_BYTES, 0, 0, HUGE_BYTES]);
-        assert_eq!(held_bytes(&came, &[]), [0; 0]);
+        assert_eq!(held_bytes(&came, &held, true), [PAGE_BYTES, 0, HUGE_BYTES, 0, 0, HUGE_BYTES]);
+        // In a sample, several tell that it was put together.
+        let page = PAGE_BYTES;
+        assert_eq!(held_bytes(&came, &held, false), [page, page, page, page, 0, HUGE_BYTES]);
+        assert_eq!(held_bytes(&came, &[], true), [0; 0]);
     }
 
     #[test]
