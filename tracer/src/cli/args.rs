@@ -86,7 +86,7 @@ pub struct TraceArgs {
     /// Tell page faults by stack too: which code has made memory resident, and what of it still is
     ///
     /// For what no allocation tells: memory that was reserved long ago and is touched now, stacks, files that are
-    /// mapped. The kernel's own events are used; every fault of the machine then takes some 150 nanoseconds longer,
+    /// mapped. The kernel's own events are used; every fault of the machine then takes 10 to 15 % longer,
     /// one of the target that is traced a microsecond and a half. Within --max-overhead only a share of the pages is traced
     /// where all would cost too much
     #[arg(long, conflicts_with = "probe_only")]
