@@ -275,10 +275,12 @@ impl Ledger {
     }
 
     fn allocate(&mut self, record: &AllocateRecord) {
-        if domain(record.header.function) == Domain::Mmap {
-            // Memory that is mapped with its pages is touched by nobody. Of the break, a page may be a neighbour's too.
-            let start = record.addr.next_multiple_of(PAGE_BYTES);
-            self.pages.replace(start..record.addr.saturating_add(record.size_bytes).max(start));
+        // Memory that is mapped with its pages is touched by nobody. Of the break, a page may be a neighbour's too.
+        if domain(record.header.function) == Domain::Mmap
+            && let Some(start) = record.addr.checked_next_multiple_of(PAGE_BYTES)
+            && let Some(end) = record.addr.checked_add(record.size_bytes)
+        {
+            self.pages.replace(start..end.max(start));
         }
         self.enter(&record.header, record.addr, record.size_bytes, record.stack);
     }

@@ -66,11 +66,7 @@ impl Live<'_> {
         if let Some(index) = self.place(tgid) {
             self.refresh(index);
             self.verify_one(index);
-            self.look_at_pages_of(index);
-            let traced = &mut self.traced[index];
-            traced.count_faults();
-            traced.run_time();
-            traced.was_seen_to_exit = true;
+            self.last_look_at_pages_of(index);
         }
     }
 

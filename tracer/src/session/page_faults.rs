@@ -187,6 +187,17 @@ impl Live<'_> {
         self.enter_residence(index, records);
     }
 
+    /// The same of one that is about to exit.
+    pub(super) fn last_look_at_pages_of(&mut self, index: usize) {
+        if self.page_faults.is_some() {
+            self.look_at_pages_of(index);
+            let traced = &mut self.traced[index];
+            traced.count_faults();
+            traced.run_time();
+            traced.was_seen_to_exit = true;
+        }
+    }
+
     /// A target has ended. Without a last look it is not known what was there.
     pub(super) fn end_pages_of(&mut self, index: usize) {
         if self.page_faults.is_none() {
@@ -252,12 +263,12 @@ impl Traced {
     }
 
     /// It ends here, as far as is known.
-    pub(super) fn count_faults(&mut self) {
+    fn count_faults(&mut self) {
         self.kernel_faults.after = self.target.process.page_faults();
     }
 
     /// How long it has run, as far as could be told before it ended.
-    pub(super) fn run_time(&mut self) -> Duration {
+    fn run_time(&mut self) -> Duration {
         if !self.has_ended {
             self.ran = self.ran.max(self.target.process.cpu_time());
         }

@@ -79,6 +79,23 @@ fn a_recording_has_the_pages_that_were_there_and_one_that_was_cut_does_not_guess
 }
 
 #[test]
+fn records_at_the_end_of_the_address_space_are_no_end_of_the_report() {
+    let mut trace = Trace::new(LIMITS);
+    let mut decoder = Decoder::default();
+    for raw in [
+        record(0, Kind::PageFault, Function::None, 2, &[u64::MAX, 1, 1]),
+        record(0, Kind::PageFault, Function::None, 2, &[0x1000, 1, ALL_PAGES]),
+        allocated(0, Function::Mmap, 3, u64::MAX - 5, u64::MAX, 1),
+        allocated(0, Function::Mmap, 3, 0x1000, u64::MAX, 1),
+        record(0, Kind::Residence, Function::None, 4, &[0x1000, u64::MAX]),
+        record(0, Kind::Residence, Function::None, 4, &[ResidenceRecord::ALL, u64::MAX]),
+    ] {
+        trace.apply(&decoder.decode(&raw).unwrap(), &[]);
+    }
+    assert_eq!(trace.ledger.pages().held().unwrap().len(), 1);
+}
+
+#[test]
 fn a_recording_without_page_faults_says_nothing_of_them() {
     let mut file = Vec::new();
     let writer = Writer::create(&mut file, &header()).unwrap();
